@@ -1,0 +1,40 @@
+# The commands of this project. `make help` lists them.
+SHELL := /bin/bash
+PY := .venv/bin/python
+LOCKS := requirements/torch-cpu.txt requirements/torch-cuda.txt requirements/install.sh pyproject.toml
+
+.PHONY: help demo up test check format lock clean
+
+help: ## List the commands
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## The whole loop on this machine: ask, prefer, fine-tune, judge, swap (first run installs; minutes)
+	@HSCR_STARTED=$$(date +%s.%N); export HSCR_STARTED; \
+	$(MAKE) --no-print-directory .venv/runtime && exec .venv/bin/hscr demo
+
+up: .venv/runtime ## Start the stack and print its addresses; Ctrl-C stops all of it
+	@exec .venv/bin/hscr up
+
+test: .venv/dev ## The whole test suite: real Redis, real workers, real HTTP
+	@$(PY) -m pytest $(ARGS)
+
+check: .venv/dev ## Style, types, import contracts, documentation
+	@.venv/bin/ruff check && .venv/bin/ruff format --check
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports --no-cache
+	@$(PY) -m pytest -q tests/docs
+
+format: .venv/dev ## Put every file into the house style
+	@.venv/bin/ruff check --fix && .venv/bin/ruff format
+
+lock: .venv/dev ## Resolve the dependencies again (needs a network)
+	@$(PY) -m pip install --quiet uv && PATH=$(CURDIR)/.venv/bin:$$PATH requirements/lock.sh
+
+clean: ## Remove the environment and all local state
+	@rm -rf .venv .hscr .mypy_cache .pytest_cache .ruff_cache
+
+.venv/runtime: requirements/runtime.txt $(LOCKS)
+	@requirements/install.sh runtime && touch $@
+
+.venv/dev: requirements/dev.txt $(LOCKS)
+	@requirements/install.sh dev && touch $@ .venv/runtime
