@@ -1,0 +1,126 @@
+"""Answers, the images they are about, and what people said of them."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from hscr.errors import Gone, NotFound
+from hscr.records import Answer, Feedback, PreferenceSource, Verdict, now
+from hscr.store.database import Database
+from hscr.store.preferences import add_source
+from hscr.store.tables import answers, feedback, images, tombstones
+
+
+class Answers:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, answer: Answer, *, image_ttl: timedelta | None) -> None:
+        """Keep an answer; its image expires after `image_ttl`; None keeps it (consent to train)."""
+        with self._database.write() as connection:
+            hold_image(connection, answer.image.digest, answer.study, image_ttl)
+            connection.execute(
+                insert(answers).values(
+                    id=answer.id,
+                    project=answer.project,
+                    study=answer.study,
+                    adapter=answer.provenance.adapter,
+                    created_at=answer.created_at,
+                    body=answer.model_dump(mode="json"),
+                )
+            )
+
+    def get(self, answer_id: str) -> Answer:
+        with self._database.read() as connection:
+            return _get(connection, answer_id)
+
+    def page(
+        self, *, project: str | None = None, limit: int = 50, before: datetime | None = None
+    ) -> list[Answer]:
+        """Newest first."""
+        query = select(answers.c.body).order_by(answers.c.created_at.desc()).limit(limit)
+        if project is not None:
+            query = query.where(answers.c.project == project)
+        if before is not None:
+            query = query.where(answers.c.created_at < before)
+        with self._database.read() as connection:
+            return [Answer.model_validate(body) for body in connection.execute(query).scalars()]
+
+    def judge(self, judgement: Feedback) -> PreferenceSource | None:
+        """Keep feedback. Trainable feedback that names a right answer becomes a source of preferences."""
+        with self._database.write() as connection:
+            answer = _get(connection, judgement.answer_id)
+            connection.execute(
+                insert(feedback).values(
+                    id=judgement.id,
+                    answer_id=judgement.answer_id,
+                    verdict=judgement.verdict,
+                    created_at=judgement.created_at,
+                    body=judgement.model_dump(mode="json"),
+                )
+            )
+            source = _source(judgement, answer)
+            if source is not None:
+                hold_image(connection, answer.image.digest, answer.study, None)
+                add_source(connection, source)
+            return source
+
+    def feedback(self, answer_id: str) -> list[Feedback]:
+        query = (
+            select(feedback.c.body).where(feedback.c.answer_id == answer_id).order_by(feedback.c.created_at)
+        )
+        with self._database.read() as connection:
+            return [Feedback.model_validate(body) for body in connection.execute(query).scalars()]
+
+    def expire_images(self) -> list[str]:
+        """Drop references past their time. Returns the digests that nothing refers to any more."""
+        with self._database.write() as connection:
+            query = delete(images).where(images.c.expires_at < now()).returning(images.c.digest)
+            dropped = set(connection.execute(query).scalars())
+            kept = set(
+                connection.execute(select(images.c.digest).where(images.c.digest.in_(dropped))).scalars()
+            )
+        return sorted(dropped - kept)
+
+
+def hold_image(connection: Connection, digest: str, study: str, ttl: timedelta | None) -> None:
+    """Count a study's reference to an image; a reference without end replaces one with an end."""
+    expires = None if ttl is None else now() + ttl
+    where = (images.c.digest == digest, images.c.study == study)
+    row = connection.execute(select(images.c.expires_at).where(*where)).first()
+    if row is None:
+        values: dict[str, Any] = {
+            "digest": digest,
+            "study": study,
+            "created_at": now(),
+            "expires_at": expires,
+        }
+        connection.execute(insert(images).values(**values))
+    elif row.expires_at is not None and (expires is None or expires > row.expires_at):
+        connection.execute(update(images).where(*where).values(expires_at=expires))
+
+
+def _source(judgement: Feedback, answer: Answer) -> PreferenceSource | None:
+    if not judgement.trainable or judgement.verdict is Verdict.REJECT:
+        return None
+    right = judgement.correction if judgement.verdict is Verdict.CORRECT else answer.text
+    return PreferenceSource(
+        id=judgement.id,
+        image_digest=answer.image.digest,
+        study=answer.study,
+        project=answer.project,
+        question=answer.question,
+        chosen=right or "",
+        consent=True,
+    )
+
+
+def _get(connection: Connection, answer_id: str) -> Answer:
+    body = connection.execute(select(answers.c.body).where(answers.c.id == answer_id)).scalar_one_or_none()
+    if body is None:
+        raise NotFound(f"No answer {answer_id}.", remedy="Take the id from the answer's response body.")
+    answer = Answer.model_validate(body)
+    if connection.execute(select(tombstones.c.study).where(tombstones.c.study == answer.study)).first():
+        raise Gone("The study this answer belongs to was deleted.")
+    return answer

@@ -1,0 +1,94 @@
+"""API keys, hashed at rest, and idempotency keys."""
+
+import hashlib
+import secrets
+from datetime import datetime
+
+from sqlalchemy import Connection, insert, select, update
+
+from hscr.errors import Conflict, IdempotencyConflict, NotFound
+from hscr.records import ApiKey, Role, new_id, now
+from hscr.store.database import Database
+from hscr.store.tables import api_keys, idempotency_keys
+
+PREFIX = "hscr_sk_"
+
+
+class Keys:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(
+        self, name: str, role: Role, *, project: str = "default", train_consent: bool = False
+    ) -> tuple[ApiKey, str]:
+        """A new key and its secret, which is shown once and never stored.
+
+        The secret has 256 random bits, so a plain SHA-256 of it cannot be guessed back.
+        """
+        secret = PREFIX + secrets.token_urlsafe(32)
+        key = ApiKey(id=new_id("key"), name=name, role=role, project=project, train_consent=train_consent)
+        with self._database.write() as connection:
+            connection.execute(insert(api_keys).values(hash=_hash(secret), **key.model_dump()))
+        return key, secret
+
+    def verify(self, secret: str) -> ApiKey | None:
+        """The live key with this secret, or None."""
+        query = select(api_keys).where(api_keys.c.hash == _hash(secret), api_keys.c.revoked_at.is_(None))
+        with self._database.read() as connection:
+            row = connection.execute(query).mappings().first()
+        return None if row is None else _key(dict(row))
+
+    def page(self) -> list[ApiKey]:
+        with self._database.read() as connection:
+            rows = connection.execute(select(api_keys).order_by(api_keys.c.created_at)).mappings()
+            return [_key(dict(row)) for row in rows]
+
+    def revoke(self, key_id: str) -> None:
+        query = update(api_keys).where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
+        with self._database.write() as connection:
+            if connection.execute(query.values(revoked_at=now())).rowcount == 0:
+                raise NotFound(f"No live key {key_id}.", remedy="`hscr keys list` shows them.")
+
+    def any(self) -> bool:
+        with self._database.read() as connection:
+            query = select(api_keys.c.id).where(api_keys.c.revoked_at.is_(None)).limit(1)
+            return connection.execute(query).first() is not None
+
+
+def claim_idempotency(
+    connection: Connection, owner: str, key: str, request_digest: str, resource: str
+) -> str | None:
+    """Bind a key to the resource its request made, in the caller's transaction.
+
+    Returns None when the key is new, else the id of the resource that the first request made.
+    Raises IdempotencyConflict when the first request had another body.
+    """
+    known = find_idempotency(connection, owner, key, request_digest)
+    if known is not None:
+        return known
+    values = {"owner": owner, "key": key, "request_digest": request_digest, "resource": resource}
+    connection.execute(insert(idempotency_keys).values(created_at=now(), **values))
+    return None
+
+
+def find_idempotency(connection: Connection, owner: str, key: str, request_digest: str) -> str | None:
+    if len(key) > 200:
+        raise Conflict("The Idempotency-Key is longer than 200 characters.", remedy="Send a UUID.")
+    query = select(idempotency_keys).where(idempotency_keys.c.owner == owner, idempotency_keys.c.key == key)
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        return None
+    if row["request_digest"] != request_digest:
+        raise IdempotencyConflict(
+            "This Idempotency-Key came with another request body before.",
+            remedy="Use a new key for a new request, or repeat the first body exactly.",
+        )
+    return str(row["resource"])
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _key(row: dict[str, str | bool | datetime | None]) -> ApiKey:
+    return ApiKey.model_validate({name: value for name, value in row.items() if name != "hash"})

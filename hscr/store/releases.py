@@ -1,0 +1,340 @@
+"""Adapters, their evaluations, the pointer that says which one serves, and who has seen what.
+
+The pointer is one row and its epoch rises with each change. A version may be unloaded when nothing desires it
+any more and every live gateway has seen the present epoch with nothing in flight on it.
+"""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from hscr.errors import Conflict, GateRefused, NotFound
+from hscr.records import (
+    AdapterState,
+    AdapterVersion,
+    Evaluation,
+    GateVerdict,
+    Pointer,
+    PreferenceRecord,
+    Replica,
+    now,
+)
+from hscr.store.database import Database
+from hscr.store.tables import (
+    adapter_records,
+    adapters,
+    dependence_scores,
+    evaluations,
+    gateways,
+    pointer,
+    pointer_history,
+    replicas,
+    version_leases,
+)
+
+BASE = "base"
+
+
+class Releases:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # -- adapters and evaluations --------------------------------------------------------------------------
+
+    def adapter(self, name: str) -> AdapterVersion:
+        with self._database.read() as connection:
+            return _adapter(connection, name)
+
+    def adapters(self, *, limit: int = 100) -> list[AdapterVersion]:
+        """Newest first."""
+        query = select(adapters.c.body).order_by(adapters.c.created_at.desc()).limit(limit)
+        with self._database.read() as connection:
+            return [AdapterVersion.model_validate(body) for body in connection.execute(query).scalars()]
+
+    def refuse(self, name: str) -> None:
+        """Mark a version as unsafe: nothing will load it again."""
+        with self._database.write() as connection:
+            refused = _adapter(connection, name).but(state=AdapterState.REFUSED)
+            values = {"state": AdapterState.REFUSED, "body": refused.model_dump(mode="json")}
+            connection.execute(update(adapters).where(adapters.c.name == name).values(**values))
+
+    def trained_on(self, name: str) -> list[str]:
+        """Ids of the preference records a version was trained on, also of those deleted since."""
+        query = select(adapter_records.c.record).where(adapter_records.c.adapter == name)
+        with self._database.read() as connection:
+            return list(connection.execute(query.order_by(adapter_records.c.record)).scalars())
+
+    def adapters_trained_on_source(self, source: str) -> list[str]:
+        query = select(adapter_records.c.adapter).where(adapter_records.c.source == source).distinct()
+        with self._database.read() as connection:
+            return sorted(connection.execute(query).scalars())
+
+    def evaluation(self, evaluation_id: str) -> Evaluation:
+        query = select(evaluations.c.body).where(evaluations.c.id == evaluation_id)
+        with self._database.read() as connection:
+            body = connection.execute(query).scalar_one_or_none()
+        if body is None:
+            raise NotFound(f"No evaluation {evaluation_id}.", remedy="`GET /v1/evaluations` lists them.")
+        return Evaluation.model_validate(body)
+
+    def evaluations(self, *, candidate: str | None = None, limit: int = 100) -> list[Evaluation]:
+        """Newest first."""
+        query = select(evaluations.c.body).order_by(evaluations.c.created_at.desc()).limit(limit)
+        if candidate is not None:
+            query = query.where(evaluations.c.candidate == candidate)
+        with self._database.read() as connection:
+            return [Evaluation.model_validate(body) for body in connection.execute(query).scalars()]
+
+    def dependence(self, job_id: str) -> dict[str, dict[str, Any]]:
+        """What a score job measured: version name (`base` for none) to its body."""
+        query = select(dependence_scores).where(dependence_scores.c.job_id == job_id)
+        with self._database.read() as connection:
+            return {row.version: row.body for row in connection.execute(query)}
+
+    # -- the pointer ---------------------------------------------------------------------------------------
+
+    def pointer(self) -> Pointer:
+        with self._database.read() as connection:
+            return _pointer(connection)
+
+    def propose(self, version: str | None, *, actor: str, reason: str) -> Pointer:
+        """Name the candidate, so that agents load it. Nothing is served differently yet."""
+        with self._database.write() as connection:
+            if version is not None:
+                _servable(connection, version)
+            return _move(connection, "propose", actor, reason, candidate=version)
+
+    def promote(
+        self,
+        version: str | None,
+        *,
+        actor: str,
+        reason: str,
+        evaluation: str | None = None,
+        override: bool = False,
+        replicas_seen: timedelta,
+    ) -> Pointer:
+        """Flip: `version` serves from the next request on, the old one stays loaded as `previous`.
+
+        Raises GateRefused unless `evaluation` passed for this version or `override` names a person's
+        decision; Conflict unless every live replica reported the version loaded.
+        """
+        with self._database.write() as connection:
+            return promote_in(
+                connection, version, actor=actor, reason=reason, evaluation=evaluation, override=override,
+                replicas_seen=replicas_seen,
+            )  # fmt: skip
+
+    def rollback(self, *, actor: str, reason: str) -> Pointer:
+        """Swap active and previous, both loaded: no replica has to do anything."""
+        with self._database.write() as connection:
+            present = _pointer(connection)
+            if present.active == present.previous:
+                raise Conflict("There is no earlier version to go back to.", remedy="Promote one first.")
+            return _move(
+                connection, "rollback", actor, reason,
+                active=present.previous, previous=present.active, candidate=None, share=0.0,
+            )  # fmt: skip
+
+    def history(self, *, limit: int = 50) -> list[dict[str, Any]]:
+        """Every change of the pointer, newest first: who, why, on which evaluation, overridden or not."""
+        query = select(pointer_history).order_by(pointer_history.c.epoch.desc()).limit(limit)
+        with self._database.read() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    # -- who has seen what ---------------------------------------------------------------------------------
+
+    def desired(self) -> list[AdapterVersion]:
+        """Every version that agents must keep loaded: of the pointer, and leased by running jobs."""
+        with self._database.read() as connection:
+            present = _pointer(connection)
+            leased = select(version_leases.c.version).where(version_leases.c.expires_at > now())
+            names = {
+                present.active,
+                present.previous,
+                present.candidate,
+                *connection.execute(leased).scalars(),
+            }
+            wanted = [_adapter(connection, name) for name in sorted(name for name in names if name)]
+            return [version for version in wanted if version.state is not AdapterState.REFUSED]
+
+    def lease_version(self, holder: str, version: str, duration: timedelta) -> None:
+        """A job's named claim that a version stays loaded; renew by calling again."""
+        with self._database.write() as connection:
+            where = (version_leases.c.holder == holder, version_leases.c.version == version)
+            connection.execute(delete(version_leases).where(*where))
+            values = {"holder": holder, "version": version, "expires_at": now() + duration}
+            connection.execute(insert(version_leases).values(**values))
+
+    def release_leases(self, holder: str) -> None:
+        with self._database.write() as connection:
+            connection.execute(delete(version_leases).where(version_leases.c.holder == holder))
+
+    def report_replica(self, replica: Replica) -> None:
+        with self._database.write() as connection:
+            connection.execute(delete(replicas).where(replicas.c.id == replica.id))
+            connection.execute(
+                insert(replicas).values(
+                    id=replica.id, seen_at=replica.seen_at, body=replica.model_dump(mode="json")
+                )
+            )
+
+    def remove_replica(self, replica_id: str) -> None:
+        with self._database.write() as connection:
+            connection.execute(delete(replicas).where(replicas.c.id == replica_id))
+
+    def replicas(self, *, seen_within: timedelta) -> list[Replica]:
+        """Replicas whose agent reported lately, by id."""
+        with self._database.read() as connection:
+            return _replicas(connection, seen_within)
+
+    def report_gateway(self, gateway_id: str, *, epoch: int, in_flight: dict[str, int]) -> None:
+        with self._database.write() as connection:
+            connection.execute(delete(gateways).where(gateways.c.id == gateway_id))
+            values = {"id": gateway_id, "epoch": epoch, "in_flight": in_flight, "seen_at": now()}
+            connection.execute(insert(gateways).values(**values))
+
+    def remove_gateway(self, gateway_id: str) -> None:
+        with self._database.write() as connection:
+            connection.execute(delete(gateways).where(gateways.c.id == gateway_id))
+
+    def drained(self, version: str, *, gateways_seen: timedelta) -> bool:
+        """Whether every live gateway has seen the present epoch and has nothing in flight on the version."""
+        with self._database.read() as connection:
+            epoch = _pointer(connection).epoch
+            live = connection.execute(
+                select(gateways).where(gateways.c.seen_at > now() - gateways_seen)
+            ).all()
+        return all(row.epoch >= epoch and row.in_flight.get(version, 0) == 0 for row in live)
+
+
+def add_adapter(connection: Connection, version: AdapterVersion, records: Iterable[PreferenceRecord]) -> None:
+    """Register a trained version in the trainer's transaction; the same bytes again are one version."""
+    if connection.execute(select(adapters.c.name).where(adapters.c.name == version.name)).first():
+        return
+    connection.execute(
+        insert(adapters).values(
+            body=version.model_dump(mode="json"),
+            **version.model_dump(include={"name", "digest", "state", "job_id", "created_at"}),
+        )
+    )
+    links = [
+        {"adapter": version.name, "record": record.id, "study": record.study, "source": record.source}
+        for record in records
+    ]
+    if links:
+        connection.execute(insert(adapter_records), links)
+
+
+def add_evaluation(connection: Connection, evaluation: Evaluation) -> None:
+    connection.execute(
+        insert(evaluations).values(
+            body=evaluation.model_dump(mode="json"),
+            **evaluation.model_dump(include={"id", "candidate", "active", "verdict", "job_id", "created_at"}),
+        )
+    )
+
+
+def add_dependence(connection: Connection, job_id: str, version: str | None, body: dict[str, Any]) -> None:
+    where = (dependence_scores.c.job_id == job_id, dependence_scores.c.version == (version or BASE))
+    connection.execute(delete(dependence_scores).where(*where))
+    connection.execute(insert(dependence_scores).values(job_id=job_id, version=version or BASE, body=body))
+
+
+def promote_in(
+    connection: Connection,
+    version: str | None,
+    *,
+    actor: str,
+    reason: str,
+    evaluation: str | None = None,
+    override: bool = False,
+    replicas_seen: timedelta,
+) -> Pointer:
+    """`Releases.promote` in the caller's transaction."""
+    present = _pointer(connection)
+    if version == present.active:
+        raise Conflict(f"{version or 'The base model'} is already active.")
+    if version is not None:
+        _servable(connection, version)
+        _check_gate(connection, version, evaluation, override=override)
+        _check_loaded(connection, version, replicas_seen)
+    return _move(
+        connection, "promote", actor, reason, evaluation=evaluation, override=override,
+        active=version, previous=present.active, candidate=None, share=0.0,
+    )  # fmt: skip
+
+
+def _adapter(connection: Connection, name: str) -> AdapterVersion:
+    body = connection.execute(select(adapters.c.body).where(adapters.c.name == name)).scalar_one_or_none()
+    if body is None:
+        raise NotFound(f"No adapter {name}.", remedy="`GET /v1/adapters` lists the versions.")
+    return AdapterVersion.model_validate(body)
+
+
+def _servable(connection: Connection, name: str) -> None:
+    if _adapter(connection, name).state is AdapterState.REFUSED:
+        raise Conflict(f"{name} was refused as unsafe to load.", remedy="Train again; see its job's error.")
+
+
+def _check_gate(connection: Connection, version: str, evaluation: str | None, *, override: bool) -> None:
+    if override:
+        return
+    query = select(evaluations.c.verdict).where(evaluations.c.candidate == version)
+    query = query.where(evaluations.c.id == evaluation) if evaluation else query
+    verdict = connection.execute(
+        query.order_by(evaluations.c.created_at.desc()).limit(1)
+    ).scalar_one_or_none()
+    if verdict != GateVerdict.PASS:
+        raise GateRefused(
+            f"{version} has no passed evaluation (latest verdict: {verdict or 'none'}).",
+            remedy="Evaluate it, or promote with `override` and a reason; your key goes on record.",
+        )
+
+
+def _check_loaded(connection: Connection, version: str, seen_within: timedelta) -> None:
+    live = _replicas(connection, seen_within)
+    missing = [replica.id for replica in live if version not in replica.loaded]
+    if missing or not live:
+        raise Conflict(
+            f"{version} is not loaded on {', '.join(missing) or 'any replica: none is live'}.",
+            remedy="Wait for the agents, or read the replica's problem in `hscr status`.",
+        )
+
+
+def _replicas(connection: Connection, seen_within: timedelta) -> list[Replica]:
+    query = select(replicas.c.body).where(replicas.c.seen_at > now() - seen_within).order_by(replicas.c.id)
+    return [Replica.model_validate(body) for body in connection.execute(query).scalars()]
+
+
+def _pointer(connection: Connection) -> Pointer:
+    row = connection.execute(select(pointer).where(pointer.c.id == 1)).mappings().one()
+    return Pointer.model_validate({name: value for name, value in row.items() if name != "id"})
+
+
+def _move(
+    connection: Connection,
+    action: str,
+    actor: str,
+    reason: str,
+    *,
+    evaluation: str | None = None,
+    override: bool = False,
+    **changes: Any,
+) -> Pointer:
+    query = update(pointer).where(pointer.c.id == 1).values(epoch=pointer.c.epoch + 1, **changes)
+    connection.execute(query)
+    moved = _pointer(connection)
+    values = {
+        "action": action,
+        "actor": actor,
+        "reason": reason,
+        "evaluation": evaluation,
+        "override": override,
+    }
+    connection.execute(
+        insert(pointer_history).values(epoch=moved.epoch, created_at=now(), body=moved.model_dump(), **values)
+    )
+    return moved

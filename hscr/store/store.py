@@ -1,0 +1,44 @@
+"""The one synchronous store of all processes: rows by noun, bytes beside them."""
+
+from types import TracebackType
+from typing import Self
+
+from hscr.store.answers import Answers
+from hscr.store.blobs import Blobs
+from hscr.store.database import Database
+from hscr.store.jobs import Jobs
+from hscr.store.keys import Keys
+from hscr.store.preferences import Preferences
+from hscr.store.releases import Releases
+from hscr.store.settings import StoreSettings
+
+
+class Store:
+    """Open with `Store.open(settings)`; the revision is checked, so a stale database refuses at once."""
+
+    def __init__(self, database: Database, blobs: Blobs) -> None:
+        self.database = database
+        self.blobs = blobs
+        self.keys = Keys(database)
+        self.answers = Answers(database)
+        self.preferences = Preferences(database)
+        self.jobs = Jobs(database)
+        self.releases = Releases(database)
+
+    @classmethod
+    def open(cls, settings: StoreSettings) -> Self:
+        """Raises SchemaOutdated, StoreError."""
+        database = Database(settings.database)
+        database.check_revision()
+        return cls(database, Blobs(settings.blobs))
+
+    def close(self) -> None:
+        self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,77 @@
+"""Revisions, migrations, transactions, keys and blobs."""
+
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from hscr.errors import NotFound, SchemaOutdated, StoreError
+from hscr.records import Role
+from hscr.store.blobs import READY, Blobs, folder_digest
+from hscr.store.database import Database
+from hscr.store.settings import StoreSettings
+from hscr.store.store import Store
+from hscr.store.tables import metadata
+
+
+def test_a_database_without_tables_is_refused_with_the_command_to_run(tmp_path: Path) -> None:
+    with pytest.raises(SchemaOutdated, match="hscr db upgrade"):
+        Store.open(StoreSettings(home=tmp_path))
+
+
+def test_the_migrations_make_exactly_the_tables_of_the_code(store: Store) -> None:
+    with store.database.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_migrations_go_down_and_up_again(store: Store) -> None:
+    store.database.downgrade("base")
+    assert store.database.revision() is None
+    store.database.upgrade()
+    assert store.releases.pointer().epoch == 0
+
+
+def test_an_unreachable_database_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises((StoreError, OSError)):
+        Database(f"sqlite:///{tmp_path}/file/hscr.db").revision()
+
+
+def test_keys_are_hashed_at_rest_and_die_when_revoked(store: Store, tmp_path: Path) -> None:
+    key, secret = store.keys.create("ward 3", Role.REVIEWER, train_consent=True)
+    assert store.keys.verify(secret) == key
+    store.database.close()
+    assert not any(secret.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    store.keys.revoke(key.id)
+    assert store.keys.verify(secret) is None
+    with pytest.raises(NotFound):
+        store.keys.revoke(key.id)
+
+
+def test_blobs_are_named_by_content_and_damage_is_noticed(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    digest = blobs.put(b"pixels")
+    assert blobs.put(b"pixels") == digest
+    assert blobs.get(digest) == b"pixels"
+    assert list(blobs.digests()) == [digest]
+    blobs.path(digest).write_bytes(b"rot")
+    with pytest.raises(StoreError, match="damaged"):
+        blobs.get(digest)
+    blobs.delete(digest)
+    with pytest.raises(NotFound):
+        blobs.get(digest)
+
+
+def test_a_folder_without_its_marker_does_not_exist(tmp_path: Path) -> None:
+    source = tmp_path / "adapter"
+    source.mkdir()
+    (source / "adapter_model.safetensors").write_bytes(b"weights")
+    blobs = Blobs(tmp_path / "blobs")
+    digest = blobs.put_folder(source)
+    assert digest == folder_digest(source) == folder_digest(blobs.folder(digest))
+    (blobs.folder_path(digest) / READY).unlink()
+    with pytest.raises(NotFound):
+        blobs.folder(digest)
+    assert blobs.put_folder(source) == digest, "a half-written folder is written again"
+    assert (blobs.folder(digest) / "adapter_model.safetensors").read_bytes() == b"weights"
