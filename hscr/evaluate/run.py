@@ -1,0 +1,76 @@
+"""Asking a whole suite: a bounded number of questions in flight, all answered or none counted."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+
+from hscr.errors import InvalidInput, JobCancelled
+from hscr.evaluate.metrics import Outcome, score
+from hscr.evaluate.suites import Suite, SuiteItem
+
+Answer = Callable[[SuiteItem], Awaitable[str]]
+"""Answers one item with text; whatever it raises ends the run."""
+
+
+async def run(
+    suite: Suite,
+    answer: Answer,
+    *,
+    concurrency: int,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[Outcome]:
+    """Outcomes in the suite's order, whatever order the answers came in.
+
+    Args:
+        suite: what to ask.
+        answer: called at most `concurrency` times at once.
+        concurrency: questions in flight, at least 1.
+        on_progress: called with (answered, total) after each answer.
+        should_stop: asked before each question; true ends the run.
+
+    Raises:
+        JobCancelled: `should_stop` said so; no question is left in flight.
+        InvalidInput: the suite asks nothing, or twice under one id.
+        Exception: the first one that `answer` raised; the others in flight are cancelled.
+    """
+    _require_askable(suite)
+    waiting = iter(enumerate(suite.items))
+    outcomes: dict[int, Outcome] = {}
+
+    async def ask() -> None:
+        for position, item in _until(should_stop, waiting):
+            outcomes[position] = score(item, await answer(item))
+            on_progress(len(outcomes), len(suite.items))
+
+    await _all_or_first_error([ask for _ in range(min(concurrency, len(suite.items)))])
+    return [outcomes[position] for position in range(len(suite.items))]
+
+
+def _require_askable(suite: Suite) -> None:
+    if not suite.items:
+        raise InvalidInput(f"The suite {suite.name} has no questions.", remedy="Ask for at least one image.")
+    if len({item.id for item in suite.items}) < len(suite.items):
+        raise InvalidInput(
+            f"The suite {suite.name} has an id twice.", remedy="Give every question its own id."
+        )
+
+
+def _until(
+    should_stop: Callable[[], bool], items: Iterator[tuple[int, SuiteItem]]
+) -> Iterator[tuple[int, SuiteItem]]:
+    for item in items:
+        if should_stop():
+            raise JobCancelled(
+                "The evaluation was cancelled.", remedy="Submit it again to judge the version."
+            )
+        yield item
+
+
+async def _all_or_first_error(makers: list[Callable[[], Awaitable[None]]]) -> None:
+    tasks = [asyncio.ensure_future(make()) for make in makers]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
