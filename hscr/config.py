@@ -76,6 +76,19 @@ class SubstituteConfig(Config):
     beta: float = Field(default=0.9, ge=0, description="contrast weight of Eq. 3")
     order: Literal["plausible", "pdiff_ascending"] = "plausible"
     top_m: int = Field(default=10, ge=1, description="candidates per position, from the dropped branch")
+    plausibility: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="share of the dropped branch's top probability a substitute must reach, and of the full "
+        "branch's the words after it; 0 is off",
+    )
+    full_plausibility: float = Field(
+        default=0.0005, ge=0, le=1, description="the same in the full branch; 0 is off"
+    )
+    rounds: int = Field(
+        default=3, ge=0, description="tokens after an edit that may be changed to agree with it"
+    )
     min_probability: float = Field(
         default=0.01, ge=0, lt=1, description="floor on the mean token probability"
     )

@@ -1,0 +1,52 @@
+"""What an adapter changes, for an engine that serves it to be checked against."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hscr.models.vlm import VLM
+from hscr.records import PreferenceRecord
+
+ITEMS = 4
+_CANDIDATES = 16
+_MAX_TOKENS = 32
+
+
+def probe_adapter(
+    vlm: VLM, adapter: str, examples: Sequence[tuple[PreferenceRecord, Tensor]]
+) -> dict[str, Any]:
+    """`{"items": [...]}`: at most four questions of training images where the adapter changes most.
+
+    Each item has image_digest, question, completion (the adapter's own greedy answer, so that an engine at
+    temperature 0 must say it), and the fp32 log-prob of each of its tokens, end-of-sequence included, as
+    token_logprobs_base and token_logprobs_adapter.
+    """
+    by_image = {record.image_digest: (record, visual) for record, visual in examples}
+    tried = list(by_image.values())[:_CANDIDATES]
+    prompts = [vlm.prompt_ids(record.question) for record, _ in tried]
+    with torch.inference_mode():
+        prefix = vlm.embed(prompts, [visual for _, visual in tried])
+        with vlm.use(adapter):
+            context = vlm.prefill(prefix)
+            spoken = vlm.generate_greedy(context, _MAX_TOKENS)
+            texts = [text or record.chosen for text, (record, _) in zip(spoken, tried, strict=True)]
+            completions = [[ids] for ids in vlm.completions_ids(texts)]
+            changed = [row for (row,) in vlm.completion_logprobs(context, completions)]
+        with vlm.use(None):
+            base = [row for (row,) in vlm.completion_logprobs(vlm.prefill(prefix), completions)]
+    shifts = [float((a - b).abs().mean()) for a, b in zip(changed, base, strict=True)]
+    largest = sorted(range(len(tried)), key=lambda index: -shifts[index])[:ITEMS]
+    return {
+        "items": [
+            {
+                "image_digest": tried[index][0].image_digest,
+                "question": tried[index][0].question,
+                "completion": texts[index],
+                "token_logprobs_base": [round(value, 6) for value in base[index].tolist()],
+                "token_logprobs_adapter": [round(value, 6) for value in changed[index].tolist()],
+            }
+            for index in largest
+        ]
+    }
