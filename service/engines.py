@@ -1,0 +1,170 @@
+"""The engines this copy may ask: those whose agents report them, the least busy first."""
+
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager
+from dataclasses import dataclass
+from time import monotonic
+
+from hscr.engine import ChatDelta, ChatRequest, ChatResult, EngineClient
+from hscr.errors import EngineError, EngineInterrupted, EngineRejected, EngineUnavailable, InvalidInput
+from hscr.records import Replica
+from service.logs import log
+from service.metrics import Metrics
+from service.settings import GatewaySettings
+
+ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An answer being made: its first piece is here, so an engine that refuses has done so by now."""
+
+    replica: Replica
+    first: ChatDelta
+    rest: AsyncIterator[ChatDelta]
+
+    async def deltas(self) -> AsyncIterator[ChatDelta]:
+        """Raises EngineInterrupted when the replica goes away."""
+        yield self.first
+        try:
+            async for delta in self.rest:
+                yield delta
+        except EngineError as error:
+            raise _interrupted(error) from error
+
+
+class EnginePool:
+    """A version is routed only to ready replicas that report it loaded and probed."""
+
+    def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._replicas: dict[str, Replica] = {}
+        self._clients: dict[str, EngineClient] = {}
+        self._outstanding: Counter[str] = Counter()
+
+    @property
+    def replicas(self) -> list[Replica]:
+        return list(self._replicas.values())
+
+    async def refresh(self, replicas: list[Replica]) -> None:
+        """Replace the view, and close the connections to what has gone and no longer answers anything."""
+        self._replicas = {replica.id: replica for replica in replicas}
+        self._metrics.replicas.set(sum(replica.ready for replica in replicas))
+        known = {replica.address for replica in replicas}
+        for address in [each for each in self._clients if each not in known and not self._outstanding[each]]:
+            await self._clients.pop(address).close()
+
+    async def close(self) -> None:
+        for client in self._clients.values():
+            await client.close()
+
+    def serving(self, version: str | None) -> list[Replica]:
+        """Ready replicas that have the version (None: the base model), the least outstanding first."""
+        ready = [replica for replica in self._replicas.values() if replica.ready]
+        loaded = [replica for replica in ready if version is None or version in replica.loaded]
+        return sorted(loaded, key=lambda replica: self._outstanding[replica.address])
+
+    async def chat(self, version: str | None, request: ChatRequest) -> tuple[Replica, ChatResult]:
+        """A whole answer, asked for once more of another replica when the first gave none.
+
+        Raises EngineUnavailable, EngineError, InvalidInput.
+        """
+        for replica in self._attempts(version):
+            try:
+                with self._counted(replica):
+                    return replica, await self._client(replica).chat(_named(request, replica, version))
+            except EngineError as error:
+                self._check_retriable(error, replica)
+        raise _nobody(version)
+
+    async def stream(self, version: str | None, request: ChatRequest, stack: AsyncExitStack) -> Stream:
+        """An answer in pieces. Until `stack` closes, the request is counted and its connection held."""
+        for replica in self._attempts(version):
+            try:
+                async with AsyncExitStack() as attempt:
+                    attempt.enter_context(self._counted(replica))
+                    asked = _named(request, replica, version)
+                    deltas = await attempt.enter_async_context(_closing(self._client(replica).stream(asked)))
+                    began = monotonic()
+                    first = await _first(deltas, asked.model)
+                    self._metrics.first_text.observe(monotonic() - began)
+                    stack.push_async_exit(attempt.pop_all())
+                    return Stream(replica, first, deltas)
+            except EngineError as error:
+                self._check_retriable(error, replica)
+        raise _nobody(version)
+
+    def _attempts(self, version: str | None) -> Iterator[Replica]:
+        tried: set[str] = set()
+        while len(tried) < ATTEMPTS:
+            replica = next((each for each in self.serving(version) if each.id not in tried), None)
+            if replica is None:
+                return
+            if tried:
+                self._metrics.retried.inc()
+            tried.add(replica.id)
+            yield replica
+
+    def _check_retriable(self, error: EngineError, replica: Replica) -> None:
+        """A replica that went away or restarted may be replaced; a refusal would be repeated."""
+        status = error.status if isinstance(error, EngineRejected) else None
+        log().warning("engine_failed", replica=replica.id, error=error.slug, status=status)
+        if isinstance(error, EngineUnavailable | EngineInterrupted) or status == 404:
+            return
+        if status is not None:
+            raise InvalidInput(
+                "The engine refused the request.",
+                remedy="Shorten the question or the conversation, or lower `max_tokens`.",
+            ) from error
+        raise EngineError(
+            "The engine failed on this request.", remedy="Try again; if it lasts, read the engine's log."
+        ) from error
+
+    @contextmanager
+    def _counted(self, replica: Replica) -> Iterator[None]:
+        self._outstanding[replica.address] += 1
+        try:
+            yield
+        finally:
+            self._outstanding[replica.address] -= 1
+
+    def _client(self, replica: Replica) -> EngineClient:
+        if replica.address not in self._clients:
+            self._clients[replica.address] = EngineClient(
+                replica.address,
+                timeout=self._settings.engine_silence,
+                connect_timeout=self._settings.engine_connect_timeout,
+            )
+        return self._clients[replica.address]
+
+
+def _closing(deltas: AsyncIterator[ChatDelta]) -> aclosing[AsyncGenerator[ChatDelta]]:
+    """The client's stream is a generator: closing it ends the request in the engine."""
+    assert isinstance(deltas, AsyncGenerator)
+    return aclosing(deltas)
+
+
+async def _first(deltas: AsyncIterator[ChatDelta], model: str) -> ChatDelta:
+    """The first piece that says something: before it, nothing was produced and a retry is harmless."""
+    async for delta in deltas:
+        if delta.text or delta.finish_reason:
+            return delta
+    return ChatDelta(model=model, finish_reason="stop")
+
+
+def _named(request: ChatRequest, replica: Replica, version: str | None) -> ChatRequest:
+    return request.model_copy(update={"model": version or replica.model})
+
+
+def _nobody(version: str | None) -> EngineUnavailable:
+    return EngineUnavailable(
+        f"No replica could answer with {version or 'the base model'}.",
+        remedy="Try again shortly; `hscr status` shows the replicas and what keeps them.",
+    )
+
+
+def _interrupted(error: EngineError) -> EngineInterrupted:
+    log().warning("engine_interrupted", error=error.slug)
+    return EngineInterrupted("The engine went away in the middle of the answer.", remedy="Ask again.")

@@ -1,0 +1,46 @@
+"""Making a request into a durable job, and what a request may ask a job to do."""
+
+from fastapi import Response
+from pydantic import BaseModel
+
+from hscr.config import EvaluateConfig
+from hscr.errors import Forbidden, InvalidConfig
+from hscr.records import ApiKey, Job, JobKind
+from service.bodies import request_digest
+from service.state import State
+from workers.contract import Payload
+
+
+async def submitted(
+    state: State,
+    key: ApiKey,
+    kind: JobKind,
+    payload: Payload,
+    response: Response,
+    *,
+    body: BaseModel,
+    about: str = "",
+    idempotency_key: str | None = None,
+) -> Job:
+    """The job, durable by now; the one that the same Idempotency-Key made before, if there is one.
+
+    `body` and `about` (what the path names) are the request's identity. Sets the response's Location.
+    """
+    job = Job(kind=kind, payload=payload.stored(), key_id=key.id)
+    idempotency = (idempotency_key, request_digest(body, kind, about)) if idempotency_key else None
+    job = await state.db(state.store.jobs.submit, job, idempotency=idempotency)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return job
+
+
+def check_evaluation(state: State, config: EvaluateConfig | None, *, auto_promote: bool) -> None:
+    """Raises InvalidConfig for a suite that is not listed, Forbidden for promotion without a person."""
+    if config is not None and config.suite not in state.settings.suites:
+        raise InvalidConfig(
+            "`suite` names none of this gateway's suites.", remedy=f"Use {', '.join(state.settings.suites)}."
+        )
+    if auto_promote and not state.settings.auto_promote:
+        raise Forbidden(
+            "Promotion without a person is switched off here.",
+            remedy="Leave `auto_promote` out and promote after reading the evaluation.",
+        )

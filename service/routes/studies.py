@@ -1,0 +1,30 @@
+"""DELETE /v1/studies/{study}: forget an examination."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+
+from hscr.store.store import Store
+from service.deps import Gateway, Operator
+from service.docs import ALWAYS, problems
+from service.schemas import StudyDeletion
+
+router = APIRouter(tags=["studies"])
+
+
+@router.delete("/v1/studies/{study}", operation_id="delete_study", responses=problems(*ALWAYS))
+async def delete_study(
+    state: Gateway, key: Operator, study: Annotated[str, Path(max_length=100, examples=["study_1"])]
+) -> StudyDeletion:
+    """Delete a study's images and records for good, and name the adapters that were trained on it.
+
+    Research use only.
+    """
+    return await state.db(_delete, state.store, study, key.id)
+
+
+def _delete(store: Store, study: str, actor: str) -> StudyDeletion:
+    adapters, images = store.preferences.delete_study(study, actor)
+    for digest in images:
+        store.blobs.delete(digest)
+    return StudyDeletion(study=study, images_deleted=len(images), adapters_trained_on_it=adapters)

@@ -1,0 +1,58 @@
+"""What one running gateway holds: opened in the lifespan, closed there, reached through the app's state."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from hscr.store.store import Store
+from service.engines import EnginePool
+from service.limits import Admission
+from service.metrics import Metrics
+from service.pointer import PointerWatcher
+from service.security import Authenticator
+from service.settings import GatewaySettings
+from service.threads import Threads
+
+
+@dataclass(frozen=True)
+class State:
+    """`db` runs store calls and `images` decodes, each in its own bounded threads."""
+
+    settings: GatewaySettings
+    metrics: Metrics
+    store: Store
+    db: Threads
+    images: Threads
+    engines: EnginePool
+    pointer: PointerWatcher
+    admission: Admission
+    authenticator: Authenticator
+    study_key: bytes
+
+
+@asynccontextmanager
+async def opened(settings: GatewaySettings, metrics: Metrics) -> AsyncIterator[State]:
+    """Raises SchemaOutdated, StoreError when the database cannot be used."""
+    async with AsyncExitStack() as stack:
+        db, images = Threads(settings.store_threads, "store"), Threads(settings.image_threads, "images")
+        stack.callback(db.close)
+        stack.callback(images.close)
+        store = stack.enter_context(await db(Store.open, settings))
+        engines = EnginePool(settings, metrics)
+        stack.push_async_callback(engines.close)
+        pointer = PointerWatcher(store, engines, settings)
+        stack.push_async_callback(pointer.close)
+        await pointer.start()
+        metrics.watch_pointer(lambda: pointer.pointer.epoch, lambda: pointer.age)
+        yield State(
+            settings=settings,
+            metrics=metrics,
+            store=store,
+            db=db,
+            images=images,
+            engines=engines,
+            pointer=pointer,
+            admission=Admission(settings.max_in_flight),
+            authenticator=Authenticator(store, db, settings),
+            study_key=settings.study_key(),
+        )
