@@ -1,5 +1,6 @@
 """Answers, the images they are about, and what people said of them."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -8,6 +9,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 from hscr.errors import Gone, NotFound
 from hscr.records import Answer, Feedback, PreferenceSource, Verdict, now
 from hscr.store.database import Database
+from hscr.store.keys import claim_idempotency, find_idempotency
 from hscr.store.preferences import add_source
 from hscr.store.tables import answers, feedback, images, tombstones
 
@@ -16,9 +18,19 @@ class Answers:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, answer: Answer, *, image_ttl: timedelta | None) -> None:
-        """Keep an answer; its image expires after `image_ttl`; None keeps it (consent to train)."""
+    def add(
+        self, answer: Answer, *, image_ttl: timedelta | None, idempotency: tuple[str, str] | None = None
+    ) -> Answer:
+        """Keep an answer; its image expires after `image_ttl`; None keeps it (consent to train).
+
+        `idempotency` is (key, request digest), scoped to the answer's API key: the answer that the same
+        request got first is returned instead. Raises IdempotencyConflict; Gone for a deleted study.
+        """
         with self._database.write() as connection:
+            known = _claim(connection, answer.key_id, idempotency, answer.id)
+            if known is not None:
+                return _get(connection, known)
+            _require_study(connection, answer.study)
             hold_image(connection, answer.image.digest, answer.study, image_ttl)
             connection.execute(
                 insert(answers).values(
@@ -30,6 +42,26 @@ class Answers:
                     body=answer.model_dump(mode="json"),
                 )
             )
+        return answer
+
+    def repeated(self, owner: str, key: str, request_digest: str) -> Answer | None:
+        """The answer this request got before under its idempotency key. Raises IdempotencyConflict."""
+        with self._database.read() as connection:
+            known = find_idempotency(connection, owner, key, request_digest)
+            return None if known is None else _get(connection, known)
+
+    def buried(self, study: str) -> bool:
+        """Whether the study was deleted."""
+        with self._database.read() as connection:
+            return _buried(connection, study)
+
+    def upload(self, sources: Sequence[PreferenceSource]) -> None:
+        """Keep sources whose answers are known to be right, and hold their images. Raises Gone."""
+        with self._database.write() as connection:
+            for source in sources:
+                _require_study(connection, source.study)
+                hold_image(connection, source.image_digest, source.study, None)
+                add_source(connection, source)
 
     def get(self, answer_id: str) -> Answer:
         with self._database.read() as connection:
@@ -47,9 +79,16 @@ class Answers:
         with self._database.read() as connection:
             return [Answer.model_validate(body) for body in connection.execute(query).scalars()]
 
-    def judge(self, judgement: Feedback) -> PreferenceSource | None:
-        """Keep feedback. Trainable feedback that names a right answer becomes a source of preferences."""
+    def judge(self, judgement: Feedback, *, idempotency: tuple[str, str] | None = None) -> Feedback:
+        """Keep feedback. Trainable feedback that names a right answer becomes a source of preferences.
+
+        Returns the earlier feedback when the same request came before. Raises IdempotencyConflict.
+        """
         with self._database.write() as connection:
+            known = _claim(connection, judgement.key_id, idempotency, judgement.id)
+            if known is not None:
+                body = connection.execute(select(feedback.c.body).where(feedback.c.id == known)).scalar_one()
+                return Feedback.model_validate(body)
             answer = _get(connection, judgement.answer_id)
             connection.execute(
                 insert(feedback).values(
@@ -64,7 +103,7 @@ class Answers:
             if source is not None:
                 hold_image(connection, answer.image.digest, answer.study, None)
                 add_source(connection, source)
-            return source
+        return judgement
 
     def feedback(self, answer_id: str) -> list[Feedback]:
         query = (
@@ -101,6 +140,24 @@ def hold_image(connection: Connection, digest: str, study: str, ttl: timedelta |
         connection.execute(update(images).where(*where).values(expires_at=expires))
 
 
+def _claim(
+    connection: Connection, key_id: str | None, idempotency: tuple[str, str] | None, resource: str
+) -> str | None:
+    if idempotency is None:
+        return None
+    return claim_idempotency(connection, key_id or "local", *idempotency, resource)
+
+
+def _buried(connection: Connection, study: str) -> bool:
+    query = select(tombstones.c.study).where(tombstones.c.study == study)
+    return connection.execute(query).first() is not None
+
+
+def _require_study(connection: Connection, study: str) -> None:
+    if _buried(connection, study):
+        raise Gone("This study was deleted.", remedy="Use another name for a new study.")
+
+
 def _source(judgement: Feedback, answer: Answer) -> PreferenceSource | None:
     if not judgement.trainable or judgement.verdict is Verdict.REJECT:
         return None
@@ -121,6 +178,6 @@ def _get(connection: Connection, answer_id: str) -> Answer:
     if body is None:
         raise NotFound(f"No answer {answer_id}.", remedy="Take the id from the answer's response body.")
     answer = Answer.model_validate(body)
-    if connection.execute(select(tombstones.c.study).where(tombstones.c.study == answer.study)).first():
+    if _buried(connection, answer.study):
         raise Gone("The study this answer belongs to was deleted.")
     return answer

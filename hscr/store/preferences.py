@@ -68,6 +68,7 @@ class Preferences:
         *,
         method: str | None = None,
         job_id: str | None = None,
+        project: str | None = None,
         limit: int = 50,
         before: datetime | None = None,
     ) -> list[PreferenceRecord]:
@@ -77,6 +78,8 @@ class Preferences:
             query = query.where(preferences.c.method == method)
         if job_id is not None:
             query = query.where(preferences.c.job_id == job_id)
+        if project is not None:
+            query = query.where(preferences.c.project == project)
         if before is not None:
             query = query.where(preferences.c.created_at < before)
         with self._database.read() as connection:

@@ -26,6 +26,7 @@ from hscr.store.tables import (
     adapter_records,
     adapters,
     dependence_scores,
+    evaluation_outcomes,
     evaluations,
     gateways,
     pointer,
@@ -86,6 +87,12 @@ class Releases:
             query = query.where(evaluations.c.candidate == candidate)
         with self._database.read() as connection:
             return [Evaluation.model_validate(body) for body in connection.execute(query).scalars()]
+
+    def outcomes(self, evaluation_id: str) -> dict[str, list[dict[str, Any]]]:
+        """Every scored answer behind an evaluation, by version name (`base` for none)."""
+        query = select(evaluation_outcomes).where(evaluation_outcomes.c.evaluation == evaluation_id)
+        with self._database.read() as connection:
+            return {row.version: row.body for row in connection.execute(query)}
 
     def dependence(self, job_id: str) -> dict[str, dict[str, Any]]:
         """What a score job measured: version name (`base` for none) to its body."""
@@ -228,13 +235,22 @@ def add_adapter(connection: Connection, version: AdapterVersion, records: Iterab
         connection.execute(insert(adapter_records), links)
 
 
-def add_evaluation(connection: Connection, evaluation: Evaluation) -> None:
+def add_evaluation(
+    connection: Connection, evaluation: Evaluation, outcomes: dict[str, list[dict[str, Any]]] | None = None
+) -> None:
+    """Keep an evaluation and the scored answers it rests on, by version name."""
     connection.execute(
         insert(evaluations).values(
             body=evaluation.model_dump(mode="json"),
             **evaluation.model_dump(include={"id", "candidate", "active", "verdict", "job_id", "created_at"}),
         )
     )
+    rows = [
+        {"evaluation": evaluation.id, "version": version, "body": body}
+        for version, body in (outcomes or {}).items()
+    ]
+    if rows:
+        connection.execute(insert(evaluation_outcomes), rows)
 
 
 def add_dependence(connection: Connection, job_id: str, version: str | None, body: dict[str, Any]) -> None:

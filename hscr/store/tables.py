@@ -202,6 +202,14 @@ evaluations = Table(
     _body(),
 )  # fmt: skip
 
+evaluation_outcomes = Table(
+    "evaluation_outcomes",
+    metadata,
+    Column("evaluation", String(80), ForeignKey("evaluations.id"), primary_key=True),
+    Column("version", String(120), primary_key=True),
+    Column("body", JSON, nullable=False),
+)
+
 dependence_scores = Table(
     "dependence_scores", metadata,
     Column("job_id", String(80), primary_key=True),

@@ -282,10 +282,21 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_outbox_job_id"), ["job_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_outbox_sent_at"), ["sent_at"], unique=False)
 
+    op.create_table(
+        "evaluation_outcomes",
+        sa.Column("evaluation", sa.String(length=80), nullable=False),
+        sa.Column("version", sa.String(length=120), nullable=False),
+        sa.Column("body", sa.JSON(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["evaluation"], ["evaluations.id"], name=op.f("fk_evaluation_outcomes_evaluation")
+        ),
+        sa.PrimaryKeyConstraint("evaluation", "version", name=op.f("pk_evaluation_outcomes")),
+    )
     op.execute("INSERT INTO pointer (id, share, epoch) VALUES (1, 0.0, 0)")
 
 
 def downgrade() -> None:
+    op.drop_table("evaluation_outcomes")
 
     with op.batch_alter_table("outbox", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_outbox_sent_at"))

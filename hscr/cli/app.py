@@ -1,0 +1,64 @@
+"""The `hscr` command: its groups, and how an error reaches a person."""
+
+import sys
+from collections.abc import Callable
+
+import typer
+
+from hscr.cli.admin import db, keys
+from hscr.cli.ask import ask, caption
+from hscr.cli.common import complaints
+from hscr.cli.demo import demo
+from hscr.cli.doctor import doctor
+from hscr.cli.learn import evaluate, export, finetune, generate
+from hscr.cli.phantom import phantom
+from hscr.cli.release import promote, rollback, status
+from hscr.cli.up import up
+from hscr.errors import HscrError
+
+app = typer.Typer(
+    name="hscr",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "On this machine": (demo, up, doctor),
+    "Asking": (ask, caption),
+    "Learning": (generate, finetune, evaluate, export),
+    "Releasing": (status, promote, rollback),
+}
+for panel, commands in _PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.add_typer(keys, name="keys", rich_help_panel="On this machine")
+app.add_typer(db, name="db", rich_help_panel="On this machine")
+app.add_typer(phantom, name="phantom", rich_help_panel="On this machine")
+
+
+@app.callback()
+def _hscr() -> None:
+    """Preference alignment for medical vision-language models. For research use only.
+
+    The loop, by hand:
+
+        hscr up                                      start everything on this machine
+        hscr phantom sample                          draw images to ask about
+        hscr ask samples/00.png "Is there a nodule?"
+        hscr generate --input samples/rows.jsonl --consent --then-finetune --wait
+        hscr status                                  what serves, what the gate said
+        hscr promote VERSION --reason "..."
+    """
+
+
+def main() -> None:
+    """Exit 0 when it worked, 1 when a check failed, 2 for an error, 130 for Ctrl-C."""
+    try:
+        app()
+    except HscrError as error:
+        title = "" if type(error) is HscrError else f"{error.title}. "
+        complaints.print(title + error.detail, style="bold", markup=False, highlight=False, soft_wrap=True)
+        if error.remedy:
+            complaints.print("→ " + error.remedy.strip(), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)

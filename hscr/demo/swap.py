@@ -1,0 +1,137 @@
+"""Questions asked without pause while the adapter under them is replaced.
+
+Which version made an answer is told by its text alone: only questions are asked to which the two versions
+give different answers, computed beforehand by transformers and PEFT in this process, not by the engine under
+test.
+"""
+
+import io
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from PIL import Image
+
+from hscr.client import Client
+from hscr.demo.ward import photograph
+from hscr.errors import HscrError
+from hscr.imaging.decode import prepare
+from hscr.imaging.guard import Limits
+from hscr.models.phantom.data import Example
+from hscr.records import Answer
+
+OLD, NEW, NEITHER = "old", "new", "neither"
+STREAMS = 2
+
+
+@dataclass(frozen=True)
+class Telling:
+    """A question that tells two versions apart by what they answer."""
+
+    example: Example
+    old: str
+    new: str
+
+    def version(self, text: str) -> str:
+        return {self.old: OLD, self.new: NEW}.get(text, NEITHER)
+
+
+def telling_questions(model: Path, adapter: Path, examples: Sequence[Example], wanted: int) -> list[Telling]:
+    """The first `wanted` examples to which base and adapter answer differently."""
+    import torch  # noqa: PLC0415 - only the demo's own check needs it, minutes after its start
+
+    from hscr.models.vlm import VLM  # noqa: PLC0415
+
+    vlm = VLM.load(model)
+    vlm.load_adapter(adapter, "candidate")
+    images = {example.phantom: _as_served(example) for example in examples}
+    with torch.inference_mode():
+        visual = vlm.visual_tokens(vlm.pixel_values(list(images.values())))
+        tokens = dict(zip(images, visual, strict=True))
+        prompts = [vlm.prompt_ids(example.question) for example in examples]
+        prefix = vlm.embed(prompts, [tokens[example.phantom] for example in examples])
+        old = vlm.generate_greedy(vlm.prefill(prefix))
+        with vlm.use("candidate"):
+            new = vlm.generate_greedy(vlm.prefill(prefix))
+    found = [Telling(*row) for row in zip(examples, old, new, strict=True)]
+    return [telling for telling in found if telling.old != telling.new][:wanted]
+
+
+def _as_served(example: Example) -> Image.Image:
+    prepared = prepare(photograph(example.phantom), limits=Limits())
+    return Image.open(io.BytesIO(prepared.png))
+
+
+@dataclass
+class Streams:
+    """Clients that stream answers from entering to leaving the block, one question after another."""
+
+    url: str
+    key: str
+    questions: Sequence[Telling]
+    versions: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    contradictions: int = 0
+    """answers whose provenance names another version than their text"""
+    last: Answer | None = None
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(STREAMS)
+        self._seen_new = threading.Event()
+        self._count = threading.Lock()
+
+    @property
+    def requests(self) -> int:
+        return sum(self.versions.values()) + len(self.failures)
+
+    @property
+    def failed(self) -> int:
+        """Streams that broke, and answers that neither version would have given."""
+        return len(self.failures) + self.versions[NEITHER]
+
+    def __enter__(self) -> Self:
+        self._running = [self._pool.submit(self._ask, number) for number in range(STREAMS)]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._pool.shutdown()
+        if error is None:
+            for stream in self._running:
+                stream.result()
+
+    def until_new(self, deadline_seconds: float) -> bool:
+        """Wait until a stream has answered with the new version."""
+        return self._seen_new.wait(deadline_seconds)
+
+    def _ask(self, number: int) -> None:
+        questions = cycle([*self.questions[number:], *self.questions[:number]])
+        with Client(self.url, self.key) as client:
+            while not self._stop.is_set():
+                self._one(client, next(questions))
+
+    def _one(self, client: Client, question: Telling) -> None:
+        try:
+            *_, answer = client.ask_stream(photograph(question.example.phantom), question.example.question)
+        except HscrError as error:
+            with self._count:
+                self.failures.append(f"{error.slug}: {error.detail}")
+            return
+        assert isinstance(answer, Answer)
+        version = question.version(answer.text)
+        named = NEW if answer.provenance.adapter else OLD
+        with self._count:
+            self.versions[version] += 1
+            self.contradictions += version not in (named, NEITHER)
+            self.last = answer
+        if version == NEW:
+            self._seen_new.set()

