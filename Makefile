@@ -16,7 +16,7 @@ up: .venv/runtime ## Start the stack and print its addresses; Ctrl-C stops all o
 	@exec .venv/bin/hscr up
 
 test: .venv/dev ## The whole test suite: real Redis, real workers, real HTTP
-	@$(PY) -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: .venv/dev ## Style, types, import contracts, documentation
 	@.venv/bin/ruff check && .venv/bin/ruff format --check

@@ -33,17 +33,30 @@ WITHOUT_TORCH = [
 ]
 
 
-@pytest.mark.parametrize("module", WITHOUT_TORCH)
-def test_imports_without_torch(module: str) -> None:
-    code = f"import sys, {module}; print([name for name in ('torch', 'transformers') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
+_CODE = """
+import importlib, sys
+for module in sys.argv[2:]:
+    importlib.import_module(module)
+    found = sorted({name.split(".")[0] for name in sys.modules} & set(sys.argv[1].split()))
+    assert not found, f"{module} imports {found}"
+"""
 
 
-@pytest.mark.parametrize("module", ["hscr.store.store", "hscr.evaluate.gate", "hscr.contrast.generate"])
-def test_the_domain_imports_no_process(module: str) -> None:
-    code = f"import sys, {module}; print(sorted({{n.split('.')[0] for n in sys.modules}} & {{'service', 'workers', 'celery'}}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def check(modules: list[str], forbidden: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _CODE, forbidden, *modules], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
+
+
+def test_everything_but_the_model_code_imports_without_torch() -> None:
+    check(WITHOUT_TORCH, "torch transformers peft")
+
+
+def test_the_domain_imports_no_process() -> None:
+    check(["hscr.store.store", "hscr.evaluate.gate", "hscr.contrast.generate"], "service workers celery")
+
+
+def test_the_check_itself_notices_torch() -> None:
+    with pytest.raises(AssertionError, match="imports"):
+        check(["hscr.models.vlm"], "torch")

@@ -31,6 +31,8 @@ from hscr.stack import PHANTOM, Ports, Stack
 from hscr.store.settings import StoreSettings
 from hscr.store.store import Store
 
+AFTER_SWAP = 50
+"""answers by the new version before the clients stop"""
 SWAP_DEADLINE = 60.0
 _SETTINGS = {
     "HSCR_AUTO_PROMOTE": "true",  # off everywhere but here
@@ -226,9 +228,9 @@ def _release(story: report.Story, operating: Client, aligned: Arm, streams: Stre
     """Flip to the new version: by the gate, or by the operator's override. Whether it serves at the end."""
     with story.act("9. Swap it in under running traffic", "release"):
         story.follow(operating, _release_job(story, operating, aligned), "load, probe, flip")
-        if not streams.until_new(SWAP_DEADLINE):
+        if not streams.until_new(AFTER_SWAP, SWAP_DEADLINE):
             raise HscrError(
-                "No stream was answered by the new version after its release.",
+                "The streams are not answered by the new version after its release.",
                 remedy="Read the gateway's and the agent's logs in the state folder.",
             )
         active = operating.pointer().active

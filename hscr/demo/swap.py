@@ -84,8 +84,7 @@ class Streams:
     def __post_init__(self) -> None:
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(STREAMS)
-        self._seen_new = threading.Event()
-        self._count = threading.Lock()
+        self._changed = threading.Condition()
 
     @property
     def requests(self) -> int:
@@ -93,8 +92,8 @@ class Streams:
 
     @property
     def failed(self) -> int:
-        """Streams that broke, and answers that neither version would have given."""
-        return len(self.failures) + self.versions[NEITHER]
+        """Broken streams, answers of neither version, and provenance that contradicts the text."""
+        return len(self.failures) + self.versions[NEITHER] + self.contradictions
 
     def __enter__(self) -> Self:
         self._running = [self._pool.submit(self._ask, number) for number in range(STREAMS)]
@@ -109,9 +108,10 @@ class Streams:
             for stream in self._running:
                 stream.result()
 
-    def until_new(self, deadline_seconds: float) -> bool:
-        """Wait until a stream has answered with the new version."""
-        return self._seen_new.wait(deadline_seconds)
+    def until_new(self, count: int, deadline_seconds: float) -> bool:
+        """Wait until `count` answers were made by the new version; False past the deadline."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.versions[NEW] >= count, deadline_seconds)
 
     def _ask(self, number: int) -> None:
         questions = cycle([*self.questions[number:], *self.questions[:number]])
@@ -123,15 +123,14 @@ class Streams:
         try:
             *_, answer = client.ask_stream(photograph(question.example.phantom), question.example.question)
         except HscrError as error:
-            with self._count:
+            with self._changed:
                 self.failures.append(f"{error.slug}: {error.detail}")
             return
         assert isinstance(answer, Answer)
         version = question.version(answer.text)
         named = NEW if answer.provenance.adapter else OLD
-        with self._count:
+        with self._changed:
             self.versions[version] += 1
-            self.contradictions += version not in (named, NEITHER)
+            self.contradictions += version not in {named, NEITHER}
             self.last = answer
-        if version == NEW:
-            self._seen_new.set()
+            self._changed.notify_all()

@@ -37,7 +37,9 @@ def test_every_make_target_exists(page: Path) -> None:
 
 def test_every_setting_exists(page: Path) -> None:
     sources = "\n".join(
-        path.read_text() for folder in ("hscr", "service", "workers") for path in (ROOT / folder).rglob("*.py")
+        path.read_text()
+        for folder in ("hscr", "service", "workers")
+        for path in (ROOT / folder).rglob("*.py")
     )
     fields = {f"HSCR_{name.upper()}" for name in re.findall(r"^    (\w+): ", sources, re.MULTILINE)}
     direct = set(re.findall(r"\bHSCR_[A-Z_]+\b", sources))
@@ -50,7 +52,10 @@ def test_every_command_exists(page: Path) -> None:
     if not named:
         return
     shown = subprocess.run(
-        [sys.executable, "-m", "hscr.cli", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", "from hscr.cli import main; main()", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     commands = set(re.findall(r"^\W*([a-z]+)\s", shown, re.MULTILINE))
     assert named <= commands

@@ -1,0 +1,181 @@
+"""The agent beside a real embedded engine."""
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hscr.models.digest import model_digest, template_digest
+from hscr.records import AdapterState, AdapterVersion
+from hscr.store.store import Store
+from tests.redis_server import free_port
+from tests.waiting import wait_until
+from tests.workers.engines import SEEN, Engine, loaded, probe, register, replica, start_agent
+from tests.workers.harness import Processes, make_adapter
+from workers.agent import intended_use
+from workers.settings import EMBEDDED_MODEL
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    """The embedded model: what a random one says cannot be read back into the same tokens."""
+    return EMBEDDED_MODEL
+
+
+@pytest.fixture(scope="module")
+def running(model: Path) -> Iterator[Engine]:
+    engine = Engine(model, free_port())
+    engine.start()
+    yield engine
+    engine.kill()
+
+
+@pytest.fixture
+def engine(running: Engine) -> Engine:
+    for name in running.adapters():
+        running.unload(name)
+    return running
+
+
+@pytest.fixture(scope="module")
+def folders(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return [
+        make_adapter(model, tmp_path_factory.mktemp("adapter") / "a", seed=seed, scale=0.05)
+        for seed in (1, 2)
+    ]
+
+
+@pytest.fixture(scope="module")
+def probes(model: Path, folders: list[Path]) -> list[dict[str, Any]]:
+    return [probe(model, folder) for folder in folders]
+
+
+def promote(store: Store, version: str | None) -> None:
+    store.releases.promote(version, actor="a", reason="r", override=True, replicas_seen=SEEN)
+
+
+def propose(store: Store, version: str | None) -> None:
+    store.releases.propose(version, actor="a", reason="r")
+
+
+def test_an_agent_loads_probes_reports_unloads_and_goes(
+    store: Store, processes: Processes, engine: Engine, model: Path, folders: list[Path], probes: list[Any]
+) -> None:
+    """One life: base only, a candidate, its promotion, another, a restart of the engine, the end."""
+    first, second = (register(store, model, *each) for each in zip(folders, probes, strict=True))
+    engine.load("somebody's", folders[0])
+    agent = start_agent(processes, engine)
+
+    seen = wait_until(lambda: replica(store), seconds=60)
+    assert seen.ready
+    assert (seen.model, seen.model_digest, seen.template_digest) == (
+        "base", model_digest(model), template_digest(model),
+    )  # fmt: skip
+    assert seen.numeric_mode == "cpu/float32"
+    wait_until(lambda: engine.adapters() == set(), what="the stranger being unloaded")
+
+    propose(store, first.name)
+    wait_until(lambda: loaded(store) == (first.name,), what="the candidate being reported")
+    assert engine.answer(first.name) != engine.answer("base")
+    promote(store, first.name)
+    propose(store, second.name)
+    wait_until(lambda: set(loaded(store)) == {first.name, second.name}, what="both")
+    promote(store, second.name)
+
+    # A gateway that still answers with the old version keeps it; base and second are desired now.
+    store.releases.report_gateway("gw", epoch=store.releases.pointer().epoch, in_flight={first.name: 1})
+    propose(store, None)
+    promote(store, None)
+    epoch = store.releases.pointer().epoch
+    store.releases.report_gateway("gw", epoch=epoch, in_flight={first.name: 1})
+    cycles = [replica(store)]
+    wait_until(lambda: (seen := replica(store)) and seen.seen_at > cycles[0].seen_at, what="a cycle")
+    assert first.name in engine.adapters()
+    store.releases.report_gateway("gw", epoch=epoch, in_flight={first.name: 0})
+    wait_until(lambda: engine.adapters() == {second.name}, what="the old version being unloaded")
+
+    engine.kill()
+    wait_until(lambda: (seen := replica(store)) and not seen.ready, what="the outage being reported")
+    assert "did not answer" in str(replica(store).problem)
+    assert loaded(store) == ()
+    engine.start()
+    wait_until(lambda: loaded(store) == (second.name,), what="everything being loaded again")
+    assert replica(store).ready
+    assert replica(store).problem is None
+
+    agent.send_signal(signal.SIGTERM)
+    assert agent.wait(15) == 0
+    assert replica(store) is None
+    assert engine.adapters() == {second.name}, "the engine goes on answering"
+
+
+def spoilt(store: Store, model: Path, folder: Path, probe: dict[str, Any], out: Path) -> AdapterVersion:
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(folder, out)
+    weights = load_file(out / "adapter_model.safetensors")
+    next(iter(weights.values()))[0, 0] = float("nan")
+    save_file(weights, out / "adapter_model.safetensors")
+    return register(store, model, out, probe)
+
+
+def test_unfit_versions_never_go_live(
+    store: Store, processes: Processes, engine: Engine, model: Path, folders: list[Path], probes: list[Any],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """NaN is refused before the engine sees it; a no-op and foreign answers after it was asked."""
+    nan = spoilt(store, model, folders[0], probes[0], tmp_path / "nan")
+    noop = register(store, model, make_adapter(model, tmp_path / "noop", seed=3, scale=1e-6), probes[0])
+    foreign = register(store, model, folders[1], probes[0])
+    start_agent(processes, engine)
+
+    for version, why in ((nan, "NaN"), (noop, "exactly as without it")):
+        propose(store, version.name)
+        wait_until(
+            lambda: store.releases.adapter(version.name).state is AdapterState.REFUSED,  # noqa: B023
+            seconds=60,
+            what=why,
+        )
+        assert engine.adapters() == set()
+        assert why in processes.logs()
+
+    propose(store, foreign.name)
+    wait_until(
+        lambda: (seen := replica(store)) and "otherwise than its trainer" in str(seen.problem),
+        what="the problem of foreign answers",
+    )
+    assert store.releases.adapter(foreign.name).state is AdapterState.READY, "another engine may do better"
+    assert loaded(store) == ()
+    wait_until(lambda: engine.adapters() == set(), what="it being unloaded")
+
+
+def test_damaged_files_of_a_serving_version_are_a_problem_of_the_replica(
+    store: Store, processes: Processes, engine: Engine, model: Path, folders: list[Path], probes: list[Any]
+) -> None:
+    version = register(store, model, folders[0], probes[0])
+    with store.database.write() as connection:
+        connection.exec_driver_sql("UPDATE pointer SET active = ?", (version.name,))
+    config = store.blobs.folder(version.digest) / "adapter_config.json"
+    good = config.read_text()
+    config.write_text(json.dumps(json.loads(good) | {"r": 5}))
+    start_agent(processes, engine)
+
+    seen = wait_until(lambda: (now := replica(store)) and now.problem and now, seconds=60)
+    assert "not those that were stored" in str(seen.problem)
+    assert not seen.ready
+    assert store.releases.adapter(version.name).state is AdapterState.READY
+    config.write_text(good)
+    wait_until(lambda: loaded(store) == (version.name,), what="the repaired version")
+    assert replica(store).ready
+
+
+def test_intended_use_comes_from_the_models_card(tmp_path: Path) -> None:
+    assert intended_use(tmp_path) == ""
+    (tmp_path / "README.md").write_text(
+        "# M\n\n## Intended use\n\nResearch only.\n\nNot care.\n\n## Limits\nx\n"
+    )
+    assert intended_use(tmp_path) == "Research only.\n\nNot care."

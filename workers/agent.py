@@ -1,0 +1,259 @@
+"""The agent beside one engine: makes what is loaded agree with what is desired, and says how it stands.
+
+    HSCR_ENGINE_URL=http://127.0.0.1:8100 HSCR_REPLICA_ID=one python -m workers.agent
+
+It is the only process that touches the engine's adapter endpoints. Versions are immutable: one is loaded
+under its own name or not at all, after its bytes were checked, and reported after its answers were.
+"""
+
+import asyncio
+import contextlib
+import logging
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Collection
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import Field
+from sqlalchemy.exc import SQLAlchemyError
+
+from hscr.engine import EngineClient, EngineModel, EngineVersion
+from hscr.errors import AdapterRefused, Conflict, EngineError, HscrError, NotFound, StoreError
+from hscr.models.digest import model_digest, template_digest
+from hscr.records import AdapterVersion, Replica, now
+from hscr.store.store import Store
+from workers.adapter_check import check_adapter
+from workers.logs import configure
+from workers.probe import check_shift
+from workers.settings import WorkerSettings
+
+log = logging.getLogger(__name__)
+
+
+_AWAY = (StoreError, SQLAlchemyError, OSError)
+
+
+class AgentSettings(WorkerSettings):
+    engine_url: str = Field(default="http://127.0.0.1:8100", description="base URL of the engine beside")
+    replica_id: str = Field(default_factory=socket.gethostname, description="this replica's stable name")
+    reconcile_seconds: float = Field(default=0.3, gt=0)
+    unload_grace_seconds: float = Field(default=3, ge=0, description="after a version became undesired")
+    retry_seconds: float = Field(default=5, gt=0, description="before a version that failed is tried again")
+
+
+class Agent:
+    """Reconciles one engine with the store, one cycle after another."""
+
+    def __init__(self, settings: AgentSettings, store: Store, engine: EngineClient) -> None:
+        self._settings = settings
+        self._store = store
+        self._engine = engine
+        self._probed: set[str] = set()
+        self._problems: dict[str, str] = {}
+        self._retry_at: dict[str, float] = {}
+        self._undesired_since: dict[str, float] = {}
+        self._ready = False
+        self._standing: Replica | None = None
+        self._model_digest = model_digest(settings.model_path)
+        self._template_digest = template_digest(settings.model_path)
+        self._intended_use = intended_use(settings.model_path)
+        self._model = settings.model_path.resolve().name
+        self._version = EngineVersion(version="unknown")
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`; no outage of engine or database ends it."""
+        # Apart from one another, so that a replica busy with a probe does not pass for dead.
+        loops = [asyncio.ensure_future(self._repeat(step)) for step in (self._reconcile, self._report)]
+        stopped = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (*loops, stopped):
+                task.cancel()
+        for ended in await asyncio.gather(*loops, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
+        with contextlib.suppress(*_AWAY):
+            await asyncio.to_thread(self._store.releases.remove_replica, self._settings.replica_id)
+
+    async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await step()
+            except _AWAY as error:
+                log.warning("the store is away: %s", type(error).__name__)
+            await asyncio.sleep(self._settings.reconcile_seconds)
+
+    async def _reconcile(self) -> None:
+        """One cycle: load what is missing, unload what nobody needs, and take stock."""
+        desired = {v.name: v for v in await asyncio.to_thread(self._store.releases.desired)}
+        try:
+            present = await self._adapters()
+            for version in desired.values():
+                await self._ensure(version, present)
+            await self._remove(present - desired.keys())
+        except EngineError as error:
+            # What an engine had loaded is unknown from here on, and gone if it restarted.
+            self._probed.clear()
+            await self._take_stock(desired, problem=error.detail, answers=False)
+        else:
+            self._probed &= desired.keys()
+            self._forget_problems(desired.keys())
+            problem = "; ".join(self._problems.values()) or None
+            await self._take_stock(desired, problem=problem, answers=True)
+
+    def _forget_problems(self, desired: Collection[str]) -> None:
+        """Of what nobody wants any more; one just found stays a while, for the job that waits to read it."""
+        now = time.monotonic()
+        for name in [name for name in self._problems if name not in desired]:
+            if now > self._retry_at[name]:
+                del self._problems[name]
+
+    async def _adapters(self) -> set[str]:
+        """Names of the adapters in the engine. Raises EngineError when it serves another base model."""
+        models = await self._engine.models()
+        self._version = await self._engine.version()
+        self._model = _base(models)
+        stated = self._version.model_digest
+        if stated is not None and stated != self._model_digest:
+            raise EngineError(
+                f"The engine serves model {stated[:12]}, the agent was given {self._model_digest[:12]}.",
+                remedy="Start both with the same model folder.",
+            )
+        present = {model.id for model in models if model.parent is not None}
+        self._probed &= present
+        return present
+
+    async def _ensure(self, version: AdapterVersion, present: set[str]) -> None:
+        """Load and probe a version unless that is done; remember why not."""
+        name = version.name
+        if name in self._probed or time.monotonic() < self._retry_at.get(name, 0):
+            return
+        try:
+            if name not in present:
+                await self._load(version)
+            await self._probe(version)
+        except EngineError as error:
+            if not await self._engine.health():
+                raise
+            await self._give_up(version, f"{name}: {error.detail}", unfit=False)
+        except HscrError as error:
+            await self._give_up(version, f"{name}: {error.detail}", unfit=isinstance(error, AdapterRefused))
+        else:
+            self._probed.add(name)
+            self._problems.pop(name, None)
+            log.info("%s is loaded and probed", name)
+
+    async def _load(self, version: AdapterVersion) -> None:
+        folder = self._store.blobs.folder(version.digest).absolute()
+        await asyncio.to_thread(check_adapter, folder, self._settings.model_path, digest=version.digest)
+        await self._engine.load_adapter(version.name, folder)
+
+    async def _probe(self, version: AdapterVersion) -> None:
+        try:
+            await check_shift(self._engine, self._model, version, self._store.blobs)
+        except (AdapterRefused, Conflict):
+            await self._engine.unload_adapter(version.name)
+            raise
+
+    async def _give_up(self, version: AdapterVersion, problem: str, *, unfit: bool) -> None:
+        """Say so, and try again later. A version that never served and is unfit is refused everywhere."""
+        log.warning("%s", problem)
+        self._problems[version.name] = problem
+        self._retry_at[version.name] = time.monotonic() + self._settings.retry_seconds
+        pointer = await asyncio.to_thread(self._store.releases.pointer)
+        if unfit and version.name not in {pointer.active, pointer.previous}:
+            await asyncio.to_thread(self._store.releases.refuse, version.name)
+
+    async def _remove(self, undesired: set[str]) -> None:
+        """What was undesired for a while: until then a gateway may still send what it has just chosen."""
+        since = {name: self._undesired_since.get(name, time.monotonic()) for name in undesired}
+        self._undesired_since = since
+        before = time.monotonic() - self._settings.unload_grace_seconds
+        for name in sorted(name for name in undesired if since[name] <= before):
+            if await asyncio.to_thread(self._unneeded, name):
+                await self._engine.unload_adapter(name)
+                self._probed.discard(name)
+                log.info("%s is unloaded", name)
+
+    def _unneeded(self, name: str) -> bool:
+        """Nobody knows the version, or no gateway has it in flight. It may be desired again by now."""
+        releases = self._store.releases
+        try:
+            releases.adapter(name)
+        except NotFound:
+            return True
+        seen = timedelta(seconds=self._settings.gateway_seen_seconds)
+        desired = {version.name for version in releases.desired()}
+        return name not in desired and releases.drained(name, gateways_seen=seen)
+
+    async def _report(self) -> None:
+        if self._standing is not None:
+            replica = self._standing.but(seen_at=now())
+            await asyncio.to_thread(self._store.releases.report_replica, replica)
+
+    async def _take_stock(
+        self, desired: dict[str, AdapterVersion], *, problem: str | None, answers: bool
+    ) -> None:
+        if answers and not self._ready:
+            pointer = await asyncio.to_thread(self._store.releases.pointer)
+            self._ready = {name for name in (pointer.active, pointer.previous) if name} <= self._probed
+        self._standing = Replica(
+            id=self._settings.replica_id,
+            address=self._settings.engine_url,
+            model=self._model,
+            model_digest=self._model_digest,
+            engine=f"{self._version.engine}/{self._version.version}",
+            numeric_mode=self._version.numeric_mode or f"{self._settings.device}/{self._settings.dtype}",
+            template_digest=self._template_digest,
+            intended_use=self._intended_use,
+            loaded=tuple(sorted(self._probed & desired.keys())),
+            ready=self._ready and answers,
+            problem=problem,
+            seen_at=now(),
+        )
+
+
+def intended_use(model_path: Path) -> str:
+    """The section `Intended use` of the model's own card, or nothing."""
+    card = model_path / "README.md"
+    if not card.is_file():
+        return ""
+    found = re.search(r"(?ims)^#+ *intended use\b[^\n]*\n(.*?)(?=^#|\Z)", card.read_text())
+    return found[1].strip() if found else ""
+
+
+def _base(models: list[EngineModel]) -> str:
+    bases = [model.id for model in models if model.parent is None]
+    if len(bases) != 1:
+        raise EngineError(
+            f"The engine lists {len(bases)} base models; one is expected.", remedy="Check its address."
+        )
+    return bases[0]
+
+
+async def _main() -> None:
+    configure()
+    settings = AgentSettings()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    with Store.open(settings) as store:
+        async with EngineClient(settings.engine_url, timeout=30) as engine:
+            await Agent(settings, store, engine).run(stop)
+
+
+def main() -> None:
+    """Run until SIGTERM; the replica's row goes with the agent."""
+    try:
+        asyncio.run(_main())
+    except HscrError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

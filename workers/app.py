@@ -1,0 +1,91 @@
+"""The Celery application of the workers: one task per kind of job, whose one argument is the job's id.
+
+python -m celery -A workers.app worker --pool=threads --concurrency=4 -Q control,evaluate
+python -m celery -A workers.app worker --pool=threads --concurrency=1 -Q generate,score,finetune
+python -m celery -A workers.app beat
+"""
+
+import threading
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+from celery import signals
+
+from hscr.errors import HscrError
+from hscr.records import JobKind
+from hscr.store.store import Store
+from workers.broker import build
+from workers.contract import CONSIDER_FINETUNE_TASK, SWEEP_TASK, task_name
+from workers.evaluate import evaluate
+from workers.finetune import finetune
+from workers.generate import generate
+from workers.gpu import Gpu
+from workers.leases import Done, Lease, Terms, run_job
+from workers.loop import consider_finetune
+from workers.release import release
+from workers.score import score
+from workers.services import Services
+from workers.settings import WorkerSettings
+from workers.sweep import sweep
+
+BODIES: dict[JobKind, Callable[[Services, Lease], Done]] = {
+    JobKind.GENERATE: generate,
+    JobKind.FINETUNE: finetune,
+    JobKind.SCORE: score,
+    JobKind.EVALUATE: evaluate,
+    JobKind.RELEASE: release,
+}
+
+app = build(WorkerSettings())
+stopping = threading.Event()
+
+
+@cache
+def services() -> Services:
+    """Opened once per worker process, when it starts."""
+    settings = WorkerSettings()
+    return Services(settings, Store.open(settings), Gpu(settings))
+
+
+def _run(body: Callable[[Services, Lease], Done]) -> Callable[[str], None]:
+    def run(job_id: str) -> None:
+        present = services()
+        settings = present.settings
+        terms = Terms(settings.lease, settings.heartbeat_seconds, settings.job_timeout_seconds, stopping)
+        run_job(present.store, job_id, partial(body, present), terms)
+
+    return run
+
+
+def _sweep() -> None:
+    sweep(services())
+
+
+def _consider_finetune() -> None:
+    consider_finetune(services())
+
+
+def _open(**_: Any) -> None:
+    try:
+        services()
+    except HscrError as error:
+        raise SystemExit(str(error)) from error
+
+
+def _stop(**_: Any) -> None:
+    stopping.set()
+
+
+def _close(**_: Any) -> None:
+    services().gpu.close()
+    services().store.close()
+
+
+for _kind, _body in BODIES.items():
+    app.task(_run(_body), name=task_name(_kind))
+app.task(_sweep, name=SWEEP_TASK)
+app.task(_consider_finetune, name=CONSIDER_FINETUNE_TASK)
+signals.worker_init.connect(_open, weak=False)
+signals.worker_shutting_down.connect(_stop, weak=False)
+signals.worker_shutdown.connect(_close, weak=False)

@@ -1,0 +1,44 @@
+"""The Celery application without its tasks: what sends messages needs no more."""
+
+from celery import Celery
+from kombu import Queue
+
+from workers.contract import CONTROL, QUEUES
+from workers.schedule import beat_schedule
+from workers.settings import WorkerSettings
+
+
+def build(settings: WorkerSettings) -> Celery:
+    """Acknowledge early, prefetch nothing, keep no results: the database knows how every job stands."""
+    app = Celery("hscr", broker=settings.redis_url)
+    app.conf.update(
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        result_backend=None,
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        task_queues=[Queue(name) for name in QUEUES],
+        task_default_queue=CONTROL,
+        broker_connection_retry=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_channel_error_retry=True,
+        # Between being received and being acknowledged a message is in nobody's hands for milliseconds.
+        broker_transport_options={
+            "visibility_timeout": 3600,
+            "socket_connect_timeout": 2,
+            "socket_timeout": 10,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+        },
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_enable_remote_control=False,
+        beat_schedule=beat_schedule(settings),
+        beat_schedule_filename=str(settings.home / "beat-schedule"),
+        enable_utc=True,
+    )
+    return app

@@ -1,0 +1,114 @@
+"""The finetune job: a LoRA adapter from the base model and all live consented records."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from hscr.errors import Conflict
+from hscr.records import AdapterVersion, JobKind, PreferenceRecord
+from hscr.store.releases import add_adapter
+from workers.adapter_check import check_adapter
+from workers.contract import FinetunePayload, ScorePayload
+from workers.gpu import Event
+from workers.leases import Done, Lease
+from workers.services import Services
+
+MIN_RECORDS = 8
+
+
+def finetune(services: Services, lease: Lease) -> Done:
+    """Train, check, store, register; then have it scored, if the payload says so."""
+    payload = FinetunePayload.model_validate(lease.job.payload)
+    records = services.store.preferences.live(method=payload.method, limit=payload.config.max_records)
+    if len(records) < MIN_RECORDS:
+        raise Conflict(
+            f"{len(records)} live consented records of method {payload.method} are too few to train on.",
+            remedy=f"Collect at least {MIN_RECORDS} and run a generate job for them first.",
+        )
+    with _scratch(services, lease) as folder:
+        result = _train(services, lease, payload, records, folder)
+        check_adapter(folder / "adapter", services.settings.model_path)
+        lease.check()
+        digest = services.store.blobs.put_folder(folder / "adapter")
+    version = _version(lease, payload, records, digest, result)
+
+    def write(connection: Connection) -> None:
+        add_adapter(connection, version, records)
+
+    return Done(
+        {
+            "adapter": version.name,
+            "records": len(records),
+            "metrics": version.metrics,
+            "warnings": result["warnings"],
+        },
+        _then(lease, payload, version),
+        write,
+    )
+
+
+def _train(
+    services: Services,
+    lease: Lease,
+    payload: FinetunePayload,
+    records: Sequence[PreferenceRecord],
+    folder: Path,
+) -> dict[str, Any]:
+    listed = folder / "records.jsonl"
+    listed.write_text("".join(record.model_dump_json() + "\n" for record in records))
+
+    def on_event(event: Event) -> None:
+        loss = event["metrics"].get("loss")
+        lease.report(event["done"], event["total"], "steps", loss=loss)
+
+    return services.gpu.run(
+        "finetune",
+        {"records": str(listed), "out": str(folder / "adapter"), "config": payload.config.resolved()},
+        on_event=on_event,
+        check=lease.check,
+    )
+
+
+def _version(
+    lease: Lease,
+    payload: FinetunePayload,
+    records: Sequence[PreferenceRecord],
+    digest: str,
+    result: dict[str, Any],
+) -> AdapterVersion:
+    alias = "sft" if payload.config.objective == "sft" else payload.method
+    ids = "\n".join(sorted(record.id for record in records))
+    return AdapterVersion(
+        name=f"{alias}@{digest[:12]}",
+        digest=digest,
+        base_digest=result["base_digest"],
+        job_id=lease.job.id,
+        config=payload.config.resolved(),
+        records=len(records),
+        records_digest=hashlib.sha256(ids.encode()).hexdigest(),
+        metrics=result["metrics"],
+        probe=result["probe"],
+    )
+
+
+def _then(lease: Lease, payload: FinetunePayload, version: AdapterVersion) -> tuple[Any, ...]:
+    if payload.evaluate is None:
+        return ()
+    score = ScorePayload(candidate=version.name, evaluate=payload.evaluate, auto_promote=payload.auto_promote)
+    return (lease.following(JobKind.SCORE, score),)
+
+
+@contextmanager
+def _scratch(services: Services, lease: Lease) -> Iterator[Path]:
+    """A folder of this attempt; what a killed one leaves is swept."""
+    folder = services.settings.work.absolute() / f"{lease.job.id}.{lease.job.attempt}"
+    folder.mkdir(parents=True, mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)

@@ -1,0 +1,76 @@
+"""The relay: sends what is due in the outbox to the queue, by name and id, for as long as it lives.
+
+    python -m workers.outbox
+
+A message may go twice (a crash between sending and marking) and may be lost by the queue; the lease and the
+sweeper make both harmless.
+"""
+
+import logging
+import signal
+import sys
+import threading
+from itertools import chain, repeat
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
+
+from hscr.errors import HscrError, StoreError
+from hscr.store.store import Store
+from workers.broker import build
+from workers.contract import QUEUE_OF, task_name
+from workers.logs import configure
+from workers.settings import WorkerSettings
+
+log = logging.getLogger(__name__)
+
+_BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0)
+
+
+def relay(store: Store, app: Celery, stop: threading.Event, *, every_seconds: float) -> None:
+    """Send until `stop`. A queue or database that is away is waited for."""
+    backoff = _backoff()
+    while not stop.is_set():
+        try:
+            send_due(store, app)
+        except (OperationalError, StoreError, SQLAlchemyError) as error:
+            log.warning("cannot send: %s; trying again", type(error).__name__)
+            stop.wait(next(backoff))
+        else:
+            backoff = _backoff()
+            stop.wait(every_seconds)
+
+
+def send_due(store: Store, app: Celery) -> int:
+    """Send every due entry in order; returns how many. Raises OperationalError when the queue is away."""
+    sent: list[int] = []
+    try:
+        for entry, job_id, kind in store.jobs.due():
+            app.send_task(task_name(kind), [job_id], queue=QUEUE_OF[kind], retry=False)
+            sent.append(entry)
+    finally:
+        if sent:
+            store.jobs.mark_sent(sent)
+    return len(sent)
+
+
+def _backoff() -> chain[float]:
+    return chain(_BACKOFF_SECONDS, repeat(_BACKOFF_SECONDS[-1]))
+
+
+def main() -> None:
+    configure()
+    settings = WorkerSettings()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        with Store.open(settings) as store:
+            relay(store, build(settings), stop, every_seconds=settings.relay_seconds)
+    except HscrError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The release job: every replica loads the version first, then one row changes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hscr.errors import HscrError, LeaseLost
+from hscr.records import Pointer
+from hscr.store.releases import Releases, promote_in
+from workers.contract import ReleasePayload
+from workers.leases import Done, Lease
+from workers.rollout import await_loaded
+from workers.services import Services
+
+
+def release(services: Services, lease: Lease) -> Done:
+    """Propose, wait for the replicas, promote. A failure leaves what is served as it was."""
+    payload = ReleasePayload.model_validate(lease.job.payload)
+    present = services.store.releases.pointer()
+    if present.active == payload.version_name:
+        return Done({"already_active": True, **_told(present)})
+    with _candidate(services.store.releases, payload):
+        if payload.version_name is not None:
+            await_loaded(services, lease, payload.version_name)
+        moved = _promote(services, lease, payload)
+    return Done({"already_active": False, **_told(moved)})
+
+
+@contextmanager
+def _candidate(releases: Releases, payload: ReleasePayload) -> Iterator[None]:
+    """Have the agents load the version; if the release fails, they need not keep it."""
+    version, actor = payload.version_name, payload.actor
+    if version is not None:
+        releases.propose(version, actor=actor, reason=payload.reason)
+    try:
+        yield
+    except LeaseLost:
+        raise
+    except HscrError:
+        if version is not None and releases.pointer().candidate == version:
+            releases.propose(None, actor=actor, reason=f"the release of {version} failed")
+        raise
+
+
+def _promote(services: Services, lease: Lease, payload: ReleasePayload) -> Pointer:
+    # One transaction with the job's lease, so that a worker thought dead cannot flip the pointer.
+    with lease.fenced() as connection:
+        return promote_in(
+            connection,
+            payload.version_name,
+            actor=payload.actor,
+            reason=payload.reason,
+            evaluation=payload.evaluation_id,
+            override=payload.override,
+            replicas_seen=services.settings.replicas_seen,
+        )
+
+
+def _told(pointer: Pointer) -> dict[str, Any]:
+    return {"active": pointer.active, "previous": pointer.previous, "epoch": pointer.epoch}

@@ -1,0 +1,54 @@
+"""What nobody else cleans up: dead leases, lost messages, expired images, forgotten scratch files."""
+
+import logging
+import shutil
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from hscr.errors import NotFound
+from hscr.records import JobState
+from hscr.store.store import Store
+from workers.services import Services
+
+log = logging.getLogger(__name__)
+
+
+def sweep(services: Services) -> None:
+    settings, store = services.settings, services.store
+    touched = store.jobs.resend(unclaimed_for=timedelta(seconds=settings.unclaimed_seconds))
+    expired = store.answers.expire_images()
+    for digest in expired:
+        store.blobs.delete(digest)
+    scratch = [folder for folder in _entries(settings.work) if not _running(store, folder.name)]
+    scratch += _older(store.blobs.root / "aside", settings.keep_temporary_seconds)
+    for entry in scratch:
+        _remove(entry)
+    if touched or expired or scratch:
+        log.info("swept: %d jobs, %d images, %d scratch", len(touched), len(expired), len(scratch))
+
+
+def _running(store: Store, name: str) -> bool:
+    """Whether the attempt that a scratch folder `<job id>.<attempt>` belongs to still runs."""
+    job_id, _, attempt = name.partition(".")
+    try:
+        job = store.jobs.get(job_id)
+    except NotFound:
+        return False
+    return job.state is JobState.RUNNING and str(job.attempt) == attempt
+
+
+def _older(folder: Path, seconds: float) -> list[Path]:
+    before = time.time() - seconds
+    return [entry for entry in _entries(folder) if entry.stat().st_mtime < before]
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink(missing_ok=True)
