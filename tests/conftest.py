@@ -9,6 +9,15 @@ from hscr.store.database import Database
 from hscr.store.settings import StoreSettings
 from hscr.store.store import Store
 
+SLOWEST_FIRST = ("workers", "cli", "demo", "engine", "service")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files are dealt to two processes in this order, so that neither is left with a long one at the end."""
+    folders = Path(__file__).parent
+    rank = {folders / name: place for place, name in enumerate(SLOWEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.parent, len(rank)))
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> StoreSettings:

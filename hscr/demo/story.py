@@ -203,7 +203,7 @@ def _finetune(story: report.Story, operating: Client) -> AdapterVersion:
 
 def _telling(story: report.Story, plan: Plan, adapter: AdapterVersion) -> list[Telling]:
     with story.act("7. Questions that tell the old version from the new, answered by transformers + PEFT"):
-        examples = ward.traffic(40, 3, plan.seed + 1)
+        examples = ward.traffic(100, 4, plan.seed + 1)
         folder = Store.open(StoreSettings(home=plan.home)).blobs.folder(adapter.digest)
         questions = telling_questions(PHANTOM, folder, examples, wanted=24)
         if not questions:

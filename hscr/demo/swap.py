@@ -8,13 +8,14 @@ test.
 import io
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import cycle
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from PIL import Image
 
@@ -25,6 +26,9 @@ from hscr.imaging.decode import prepare
 from hscr.imaging.guard import Limits
 from hscr.models.phantom.data import Example
 from hscr.records import Answer
+
+if TYPE_CHECKING:
+    from hscr.models.vlm import VLM
 
 OLD, NEW, NEITHER = "old", "new", "neither"
 STREAMS = 2
@@ -42,25 +46,29 @@ class Telling:
         return {self.old: OLD, self.new: NEW}.get(text, NEITHER)
 
 
-def telling_questions(model: Path, adapter: Path, examples: Sequence[Example], wanted: int) -> list[Telling]:
-    """The first `wanted` examples to which base and adapter answer differently."""
-    import torch  # noqa: PLC0415 - only the demo's own check needs it, minutes after its start
-
-    from hscr.models.vlm import VLM  # noqa: PLC0415
+def telling_questions(model: Path, adapter: Path, examples: Iterable[Example], wanted: int) -> list[Telling]:
+    """The first `wanted` examples to which base and adapter answer differently, or fewer."""
+    from hscr.models.vlm import VLM  # noqa: PLC0415 - torch is only needed here, minutes after the start
 
     vlm = VLM.load(model)
     vlm.load_adapter(adapter, "candidate")
-    images = {example.phantom: _as_served(example) for example in examples}
-    with torch.inference_mode():
-        visual = vlm.visual_tokens(vlm.pixel_values(list(images.values())))
-        tokens = dict(zip(images, visual, strict=True))
-        prompts = [vlm.prompt_ids(example.question) for example in examples]
-        prefix = vlm.embed(prompts, [tokens[example.phantom] for example in examples])
-        old = vlm.generate_greedy(vlm.prefill(prefix))
-        with vlm.use("candidate"):
-            new = vlm.generate_greedy(vlm.prefill(prefix))
-    found = [Telling(*row) for row in zip(examples, old, new, strict=True)]
-    return [telling for telling in found if telling.old != telling.new][:wanted]
+    batches = iter(partial(_take, iter(examples), 32), [])
+    answered = (telling for batch in batches for telling in _answer(vlm, batch))
+    return list(islice((telling for telling in answered if telling.old != telling.new), wanted))
+
+
+def _take(examples: Iterator[Example], count: int) -> list[Example]:
+    return list(islice(examples, count))
+
+
+def _answer(vlm: "VLM", examples: Sequence[Example]) -> list[Telling]:
+    tokens = vlm.encode({str(example.phantom.seed): _as_served(example) for example in examples})
+    prompts = [vlm.prompt_ids(example.question) for example in examples]
+    prefix = vlm.embed(prompts, [tokens[str(example.phantom.seed)] for example in examples])
+    old = vlm.generate_greedy(vlm.prefill(prefix))
+    with vlm.use("candidate"):
+        new = vlm.generate_greedy(vlm.prefill(prefix))
+    return [Telling(*row) for row in zip(examples, old, new, strict=True)]
 
 
 def _as_served(example: Example) -> Image.Image:

@@ -44,8 +44,7 @@ def engine(running: Engine) -> Engine:
 @pytest.fixture(scope="module")
 def folders(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [
-        make_adapter(model, tmp_path_factory.mktemp("adapter") / "a", seed=seed, scale=0.05)
-        for seed in (1, 2)
+        make_adapter(model, tmp_path_factory.mktemp("adapter") / "a", seed=seed, scale=0.2) for seed in (1, 2)
     ]
 
 

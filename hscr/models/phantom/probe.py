@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
-from hscr.models.phantom.anatomy import render
+from hscr.models.phantom.anatomy import IMAGE_SIZE, render
 from hscr.models.phantom.data import BALANCED, PRIOR, Example, Mix, Split, sample_examples
 from hscr.models.phantom.language import KINDS, CaptionFacts, caption_errors, parse_answer, parse_caption
 from hscr.models.phantom.packing import prompt_head, prompt_tail
@@ -123,17 +123,13 @@ def evaluate(
     seed: int = 0,
     drop_rate: float = 0.7,
     views: Sequence[str] = VIEWS,
-    adapt: Callable[[LlavaForConditionalGeneration], None] | None = None,
 ) -> Report:
     """Ask every kind of question about `images` phantoms of a split; greedy answers, float32.
 
     `drop_rate` in [0, 1] is the share of projected visual tokens deleted in the view `dropped`; what is left
-    keeps its order and moves together. The choice depends on the example's id alone. `adapt` may change the
-    loaded model.
+    keeps its order and moves together. The choice depends on the example's id alone.
     """
     model = LlavaForConditionalGeneration.from_pretrained(model_dir, dtype=torch.float32).eval()
-    if adapt is not None:
-        adapt(model)
     examples = list(sample_examples(mix, split, images, seed, len(KINDS)))
     return ask(model, AutoProcessor.from_pretrained(model_dir), examples, drop_rate=drop_rate, views=views)
 
@@ -149,7 +145,7 @@ def ask(
 ) -> Report:
     """Answer the examples under each view."""
     tokens = _visual_tokens(model, processor, examples)
-    blank = _features(model, processor, [np.zeros((112, 112), np.uint8)])[0]
+    blank = _features(model, processor, [np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8)])[0]
     visual: dict[str, Callable[[Example], Tensor]] = {
         "full": lambda example: tokens[example.phantom.seed],
         "dropped": lambda example: drop(tokens[example.phantom.seed], drop_rate, example.id),

@@ -62,7 +62,7 @@ class Schedule:
     vision_rate: float = 1.5e-3
     balanced_rate: float = 2e-3
     skewed_rate: float = 2e-3
-    least_visible: float = 0.5
+    least_visible: float = 0.75
 
     def scaled(self, factor: float) -> "Schedule":
         """The same stages with `factor` times the steps, at least one each."""
