@@ -99,8 +99,8 @@ class Workbench:
         suite, versions = load_suite(config), arguments["versions"]
         scores: list[dict[str, Any]] = []
         for version in versions:
-            channel.send("progress", done=len(scores), total=len(versions))
             scores.append(self._score_version(version, suite, config, channel))
+            channel.send("progress", done=len(scores), total=len(versions))
         return {"scores": scores}
 
     def _score_version(

@@ -1,12 +1,14 @@
 """`hscr demo`: the whole loop once, told as it happens."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from hscr.cli.common import console, terminable
+from hscr.cli.common import terminable
 
 
 def demo(
@@ -24,5 +26,6 @@ def demo(
     from hscr.demo.story import Plan, tell
 
     shutil.rmtree(home, ignore_errors=True)
+    console = Console(width=None if sys.stdout.isatty() else 110)
     with terminable():
         last_line(console, tell(Plan(home, images=images, test_images=test_images, seed=seed), console))
