@@ -66,8 +66,9 @@ class PointerWatcher:
         """See the pointer and the replicas, then say so."""
         began = monotonic()
         pointer, replicas = await self._thread(self._look)
-        self.pointer = pointer
+        # In this order: the new pointer may name what only the new view of the replicas has loaded.
         await self._engines.refresh(replicas)
+        self.pointer = pointer
         in_flight = {version: count for version, count in self._in_flight.items() if count}
         await self._thread(
             self._store.releases.report_gateway, self._id, epoch=pointer.epoch, in_flight=in_flight

@@ -22,7 +22,7 @@ from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from hscr.engine import EngineClient, EngineModel, EngineVersion
-from hscr.errors import AdapterRefused, Conflict, EngineError, HscrError, NotFound, StoreError
+from hscr.errors import AdapterRefused, Conflict, EngineError, HscrError, StoreError
 from hscr.models.digest import model_digest, template_digest
 from hscr.records import AdapterVersion, Replica, now
 from hscr.store.store import Store
@@ -58,6 +58,7 @@ class Agent:
         self._undesired_since: dict[str, float] = {}
         self._ready = False
         self._standing: Replica | None = None
+        self._row = asyncio.Lock()  # a report under way must not bring back what was just retired
         self._model_digest = model_digest(settings.model_path)
         self._template_digest = template_digest(settings.model_path)
         self._intended_use = intended_use(settings.model_path)
@@ -99,12 +100,11 @@ class Agent:
         except EngineError as error:
             # What an engine had loaded is unknown from here on, and gone if it restarted.
             self._probed.clear()
-            await self._take_stock(desired, problem=error.detail, answers=False)
+            await self._take_stock(problem=error.detail, answers=False)
         else:
-            self._probed &= desired.keys()
             self._forget_problems(desired.keys())
             problem = "; ".join(self._problems.values()) or None
-            await self._take_stock(desired, problem=problem, answers=True)
+            await self._take_stock(problem=problem, answers=True)
 
     def _forget_problems(self, desired: Collection[str]) -> None:
         """Of what nobody wants any more; one just found stays a while, for the job that waits to read it."""
@@ -175,30 +175,31 @@ class Agent:
         self._undesired_since = since
         before = time.monotonic() - self._settings.unload_grace_seconds
         for name in sorted(name for name in undesired if since[name] <= before):
-            if await asyncio.to_thread(self._unneeded, name):
+            if await self._retired(name):
                 await self._engine.unload_adapter(name)
-                self._probed.discard(name)
                 log.info("%s is unloaded", name)
 
-    def _unneeded(self, name: str) -> bool:
-        """Nobody knows the version, or no gateway has it in flight. It may be desired again by now."""
-        releases = self._store.releases
-        try:
-            releases.adapter(name)
-        except NotFound:
-            return True
+    async def _retired(self, name: str) -> bool:
+        """Whether the replica's row no longer promises the version; it may be desired again by now."""
         seen = timedelta(seconds=self._settings.gateway_seen_seconds)
-        desired = {version.name for version in releases.desired()}
-        return name not in desired and releases.drained(name, gateways_seen=seen)
+        async with self._row:
+            replica = self._settings.replica_id
+            if not await asyncio.to_thread(self._store.releases.retire, replica, name, gateways_seen=seen):
+                return False
+            self._probed.discard(name)
+            if self._standing is not None:
+                kept = tuple(other for other in self._standing.loaded if other != name)
+                self._standing = self._standing.but(loaded=kept)
+            return True
 
     async def _report(self) -> None:
-        if self._standing is not None:
-            replica = self._standing.but(seen_at=now())
-            await asyncio.to_thread(self._store.releases.report_replica, replica)
+        async with self._row:
+            if self._standing is not None:
+                replica = self._standing.but(seen_at=now())
+                await asyncio.to_thread(self._store.releases.report_replica, replica)
 
-    async def _take_stock(
-        self, desired: dict[str, AdapterVersion], *, problem: str | None, answers: bool
-    ) -> None:
+    async def _take_stock(self, *, problem: str | None, answers: bool) -> None:
+        # A version stays reported until `_retired`, desired or not: a release may be counting on it.
         if answers and not self._ready:
             pointer = await asyncio.to_thread(self._store.releases.pointer)
             self._ready = {name for name in (pointer.active, pointer.previous) if name} <= self._probed
@@ -211,7 +212,7 @@ class Agent:
             numeric_mode=self._version.numeric_mode or f"{self._settings.device}/{self._settings.dtype}",
             template_digest=self._template_digest,
             intended_use=self._intended_use,
-            loaded=tuple(sorted(self._probed & desired.keys())),
+            loaded=tuple(sorted(self._probed)),
             ready=self._ready and answers,
             problem=problem,
             seen_at=now(),

@@ -14,7 +14,7 @@ class WorkerSettings(StoreSettings):
     model_path: Path = Field(default=EMBEDDED_MODEL, description="folder of the base model")
     device: str = Field(default="cpu", description="torch device of the GPU child", examples=["cuda:0"])
     dtype: str = Field(default="float32", description="of the base weights in the GPU child")
-    torch_threads: int = Field(default=2, ge=1, description="CPU threads of the GPU child")
+    torch_threads: int = Field(default=1, ge=1, description="CPU threads of the GPU child")
 
     lease_seconds: float = Field(default=30, gt=0, description="a worker silent for longer has lost its job")
     heartbeat_seconds: float = Field(default=2, gt=0, description="between two looks at the job's row")

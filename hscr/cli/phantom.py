@@ -18,7 +18,7 @@ def train(
     *,
     seed: int = 0,
     scale: Annotated[float, typer.Option(min=0.0001, help="Multiplies the number of steps.")] = 1.0,
-    threads: Annotated[int, typer.Option(min=1)] = 2,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Train the embedded model from nothing: at most 20 CPU-minutes, the same seed the same model.
 

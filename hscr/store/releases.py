@@ -156,15 +156,7 @@ class Releases:
     def desired(self) -> list[AdapterVersion]:
         """Every version that agents must keep loaded: of the pointer, and leased by running jobs."""
         with self._database.read() as connection:
-            present = _pointer(connection)
-            leased = select(version_leases.c.version).where(version_leases.c.expires_at > now())
-            names = {
-                present.active,
-                present.previous,
-                present.candidate,
-                *connection.execute(leased).scalars(),
-            }
-            wanted = [_adapter(connection, name) for name in sorted(name for name in names if name)]
+            wanted = [_adapter(connection, name) for name in sorted(_desired_names(connection))]
             return [version for version in wanted if version.state is not AdapterState.REFUSED]
 
     def lease_version(self, holder: str, version: str, duration: timedelta) -> None:
@@ -181,12 +173,26 @@ class Releases:
 
     def report_replica(self, replica: Replica) -> None:
         with self._database.write() as connection:
-            connection.execute(delete(replicas).where(replicas.c.id == replica.id))
-            connection.execute(
-                insert(replicas).values(
-                    id=replica.id, seen_at=replica.seen_at, body=replica.model_dump(mode="json")
-                )
-            )
+            _write_replica(connection, replica)
+
+    def retire(self, replica_id: str, version: str, *, gateways_seen: timedelta) -> bool:
+        """Take a version out of a replica's report, so that the replica may unload it.
+
+        False while anything desires it or a live gateway may still send to it. One transaction with the
+        check, so a release sees either a version that stays or a replica that lacks it.
+        """
+        with self._database.write() as connection:
+            epoch = _pointer(connection, lock=True).epoch
+            if version in _desired_names(connection) or not _drained(
+                connection, version, epoch, gateways_seen
+            ):
+                return False
+            row = select(replicas.c.body).where(replicas.c.id == replica_id)
+            for body in connection.execute(row).scalars().all():
+                replica = Replica.model_validate(body)
+                kept = tuple(name for name in replica.loaded if name != version)
+                _write_replica(connection, replica.but(loaded=kept))
+            return True
 
     def remove_replica(self, replica_id: str) -> None:
         with self._database.write() as connection:
@@ -210,11 +216,7 @@ class Releases:
     def drained(self, version: str, *, gateways_seen: timedelta) -> bool:
         """Whether every live gateway has seen the present epoch and has nothing in flight on the version."""
         with self._database.read() as connection:
-            epoch = _pointer(connection).epoch
-            live = connection.execute(
-                select(gateways).where(gateways.c.seen_at > now() - gateways_seen)
-            ).all()
-        return all(row.epoch >= epoch and row.in_flight.get(version, 0) == 0 for row in live)
+            return _drained(connection, version, _pointer(connection).epoch, gateways_seen)
 
 
 def add_adapter(connection: Connection, version: AdapterVersion, records: Iterable[PreferenceRecord]) -> None:
@@ -270,7 +272,7 @@ def promote_in(
     replicas_seen: timedelta,
 ) -> Pointer:
     """`Releases.promote` in the caller's transaction."""
-    present = _pointer(connection)
+    present = _pointer(connection, lock=True)
     if version == present.active:
         raise Conflict(f"{version or 'The base model'} is already active.")
     if version is not None:
@@ -320,13 +322,31 @@ def _check_loaded(connection: Connection, version: str, seen_within: timedelta) 
         )
 
 
+def _desired_names(connection: Connection) -> set[str]:
+    present = _pointer(connection)
+    leased = connection.execute(select(version_leases.c.version).where(version_leases.c.expires_at > now()))
+    return {name for name in (present.active, present.previous, present.candidate, *leased.scalars()) if name}
+
+
+def _drained(connection: Connection, version: str, epoch: int, gateways_seen: timedelta) -> bool:
+    live = connection.execute(select(gateways).where(gateways.c.seen_at > now() - gateways_seen)).all()
+    return all(row.epoch >= epoch and row.in_flight.get(version, 0) == 0 for row in live)
+
+
+def _write_replica(connection: Connection, replica: Replica) -> None:
+    connection.execute(delete(replicas).where(replicas.c.id == replica.id))
+    body = replica.model_dump(mode="json")
+    connection.execute(insert(replicas).values(id=replica.id, seen_at=replica.seen_at, body=body))
+
+
 def _replicas(connection: Connection, seen_within: timedelta) -> list[Replica]:
     query = select(replicas.c.body).where(replicas.c.seen_at > now() - seen_within).order_by(replicas.c.id)
     return [Replica.model_validate(body) for body in connection.execute(query).scalars()]
 
 
-def _pointer(connection: Connection) -> Pointer:
-    row = connection.execute(select(pointer).where(pointer.c.id == 1)).mappings().one()
+def _pointer(connection: Connection, *, lock: bool = False) -> Pointer:
+    query = select(pointer).where(pointer.c.id == 1)
+    row = connection.execute(query.with_for_update() if lock else query).mappings().one()
     return Pointer.model_validate({name: value for name, value in row.items() if name != "id"})
 
 

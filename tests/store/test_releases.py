@@ -140,6 +140,25 @@ def test_a_dead_gateway_holds_nothing_back(store: Store) -> None:
     assert store.releases.drained("a@1", gateways_seen=timedelta(seconds=-1))
 
 
+def test_a_version_leaves_a_replicas_report_only_while_nothing_desires_it(store: Store) -> None:
+    register(store, "a@1")
+    store.releases.report_replica(replica("r1", "a@1"))
+    store.releases.propose("a@1", **WHO)
+    assert not store.releases.retire("r1", "a@1", gateways_seen=SEEN), "a release may be counting on it"
+    store.releases.propose(None, **WHO)
+    store.releases.lease_version("job_1", "a@1", timedelta(minutes=1))
+    assert not store.releases.retire("r1", "a@1", gateways_seen=SEEN), "a job leases it"
+    store.releases.release_leases("job_1")
+    store.releases.report_gateway("g1", epoch=2, in_flight={"a@1": 1})
+    assert not store.releases.retire("r1", "a@1", gateways_seen=SEEN), "a gateway answers with it"
+    store.releases.report_gateway("g1", epoch=2, in_flight={})
+    assert store.releases.retire("r1", "a@1", gateways_seen=SEEN)
+    assert [row.loaded for row in store.releases.replicas(seen_within=SEEN)] == [()]
+    store.releases.propose("a@1", **WHO)
+    with pytest.raises(Conflict, match="not loaded on r1"):
+        promote(store, "a@1")
+
+
 def test_rollback_without_history_is_refused(store: Store) -> None:
     with pytest.raises(Conflict, match="no earlier version"):
         store.releases.rollback(**WHO)
