@@ -3,10 +3,10 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 LOCKS := requirements/torch-cpu.txt requirements/torch-cuda.txt requirements/install.sh pyproject.toml
 
-.PHONY: help demo up test check format lock clean
+.PHONY: help demo up test test-demo check format lock clean
 
 help: ## List the commands
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## The whole loop on this machine: ask, prefer, fine-tune, judge, swap (first run installs; minutes)
 	@HSCR_STARTED=$$(date +%s.%N); export HSCR_STARTED; \
@@ -16,7 +16,10 @@ up: .venv/runtime ## Start the stack and print its addresses; Ctrl-C stops all o
 	@exec .venv/bin/hscr up
 
 test: .venv/dev ## The whole test suite: real Redis, real workers, real HTTP
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-demo: .venv/dev ## The demo on a smaller ward, as a test (3 minutes)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m demo tests/demo
 
 check: .venv/dev ## Style, types, import contracts, documentation
 	@.venv/bin/ruff check && .venv/bin/ruff format --check

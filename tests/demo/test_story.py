@@ -15,6 +15,7 @@ KEYS = {
 }  # fmt: skip
 
 
+@pytest.mark.demo
 @pytest.mark.timeout(900)
 def test_the_whole_loop_is_told_and_its_last_line_is_json(tmp_path: Path) -> None:
     command = ["demo", "--home", str(tmp_path / "home"), "--images", "40", "--test-images", "20"]
