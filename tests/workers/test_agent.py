@@ -178,3 +178,7 @@ def test_intended_use_comes_from_the_models_card(tmp_path: Path) -> None:
         "# M\n\n## Intended use\n\nResearch only.\n\nNot care.\n\n## Limits\nx\n"
     )
     assert intended_use(tmp_path) == "Research only.\n\nNot care."
+
+
+def test_the_embedded_models_card_states_its_intended_use() -> None:
+    assert "Not for clinical care" in intended_use(EMBEDDED_MODEL)
