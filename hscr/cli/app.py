@@ -8,6 +8,7 @@ import typer
 from hscr.cli.admin import db, keys
 from hscr.cli.ask import ask, caption
 from hscr.cli.common import complaints
+from hscr.cli.convert import convert
 from hscr.cli.demo import demo
 from hscr.cli.doctor import doctor
 from hscr.cli.learn import evaluate, export, finetune, generate
@@ -24,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "On this machine": (demo, up, doctor),
+    "On this machine": (demo, up, doctor, convert),
     "Asking": (ask, caption),
     "Learning": (generate, finetune, evaluate, export),
     "Releasing": (status, promote, rollback),

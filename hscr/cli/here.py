@@ -1,38 +1,110 @@
 """The loop's steps on files alone, without a stack: what `--out`, `--records` and `--adapter` ask for."""
 
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.progress import Progress
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
-from hscr.cli.common import complaints, console, print_json
+from hscr.cli.common import complaints, console, open_store, print_json
 from hscr.config import LoopConfig
 from hscr.records import Interval
-from hscr.store.export import IMAGES, Exported
+from hscr.rows.source import open_rows
+from hscr.store.export.form import Form
+
+if TYPE_CHECKING:
+    from hscr.store.export.write import Exported
+
+_SKIPS_SHOWN = 20
 
 
 class Folders(NamedTuple):
-    """Of the base model, the rows' images, the new records, and an adapter to answer with."""
+    """Of the base model, what image paths start from, the new records, and an adapter to answer with."""
 
     model: Path
-    images: Path
+    images: Path | None
     out: Path
     adapter: Path | None
 
 
-def generate(rows: Path, folders: Folders, loop: LoopConfig, *, as_json: bool) -> None:
-    from hscr import local  # torch
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f} rows/s" if speed else "")
 
-    with Progress(console=complaints) as bars:
+
+def generate(
+    rows: str, folders: Folders, loop: LoopConfig, options: Mapping[str, Any], *, as_json: bool
+) -> None:
+    source = open_rows(rows, folders.images)
+    from hscr.runs.run import RunOptions, generate_records  # torch
+
+    columns = (TextColumn("generate"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("left, after"), TimeElapsedColumn(), console=complaints) as bars:
         task = bars.add_task("generate", total=None)
-        made = local.generate_records(
-            folders.model, rows, folders.images, folders.out, loop.generate, adapter=folders.adapter,
-            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
-        )  # fmt: skip
-    for skip in made.skipped:
-        complaints.print(f"skipped {skip.source_id}: {skip.reason}", markup=False, highlight=False)
-    show_export(made.exported, as_json=as_json)
+
+        def advance(done: int, total: int) -> None:
+            # The first report of a resumed run is where it goes on: no work of this process.
+            update = bars.update if bars.tasks[task].total else bars.reset
+            update(task, completed=done, total=total)
+
+        try:
+            summary = generate_records(
+                folders.model, source, folders.out, loop.generate, adapter=folders.adapter,
+                options=RunOptions(**options), on_progress=advance,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            complaints.print(f"Stopped; --resume goes on in {folders.out}.", markup=False)
+            raise
+    _show_skips(folders.out, summary.skipped)
+    counts = summary.model_dump(include={"rows", "records", "responses", "skipped", "skipped_by"})
+    if as_json:
+        print_json({"path": folders.out, **counts})
+        return
+    made = f"{summary.records} records of {summary.rows} rows"
+    console.print(f"{folders.out}: {made}; see {folders.out / 'summary.html'}")
+
+
+def _show_skips(out: Path, skipped: int) -> None:
+    from hscr.runs.folder import SKIPPED
+    from hscr.runs.produce import Skip
+
+    with (out / SKIPPED).open(encoding="utf-8") as file:
+        skips = [Skip.model_validate_json(line) for line in islice(file, _SKIPS_SHOWN)]
+    lines = [f"skipped {skip.id or skip.place}: {skip.reason}" for skip in skips]
+    if skipped > len(skips):
+        lines.append(f"… and {skipped - len(skips)} more in {out / SKIPPED}")
+    for line in lines:
+        complaints.print(line, markup=False, highlight=False)
+
+
+def export(records: Path, out: Path, form: Form, *, as_json: bool) -> None:
+    from hscr.store.export.read import read_records
+    from hscr.store.export.write import export as write
+
+    _show_export(write(read_records(records), out, form), as_json=as_json)
+
+
+def export_live(home: Path, method: str, out: Path, form: Form, *, as_json: bool) -> None:
+    from hscr.runs.canonical import Stored
+    from hscr.store.export.write import export as write
+
+    with open_store(home) as store:
+        live = store.preferences.live(method=method, limit=1_000_000)
+        stored = (Stored(record, store.blobs.get(record.image_digest), {}) for record in live)
+        _show_export(write(stored, out, form), as_json=as_json)
 
 
 def finetune(model: Path, records: Path, out: Path, loop: LoopConfig, *, as_json: bool) -> None:
@@ -78,13 +150,11 @@ def evaluate(model: Path, adapter: Path, loop: LoopConfig, *, as_json: bool) -> 
         console.print(f"    {reason}", markup=False)
 
 
-def show_export(done: Exported, *, as_json: bool) -> None:
+def _show_export(done: "Exported", *, as_json: bool) -> None:
     if as_json:
         print_json(done._asdict())
         return
-    console.print(
-        f"{done.path}: {done.records} records in {done.rows} rows; {done.images} images in {IMAGES}/"
-    )
+    console.print(f"{done.path}: {done.records} records in {done.rows} rows about {done.images} images")
 
 
 def _scores(scores: dict[str, dict[str, float]], differences: dict[str, Interval]) -> Table:

@@ -6,15 +6,15 @@ from typing import Annotated, Literal
 import typer
 
 from hscr.cli import here
-from hscr.cli.common import HOME, URL, AsJson, Home, Key, Model, Url, open_store, read_bytes
+from hscr.cli.common import HOME, URL, AsJson, Home, Key, Model, Url
 from hscr.cli.follow import report
 from hscr.client import Client, Upload, finetune_body
 from hscr.config import LoopConfig
-from hscr.errors import InvalidInput
-from hscr.rows import read_rows, row_image
+from hscr.errors import InvalidInput, InvalidRecord
+from hscr.rows.row import Row, Unusable
+from hscr.rows.source import RowSource, open_rows
 from hscr.stack import PHANTOM
-from hscr.store.export import FORMS, image_path, read_records
-from hscr.store.export import export as write_export
+from hscr.store.export.form import Form
 
 Config = Annotated[
     Path | None,
@@ -23,19 +23,34 @@ Config = Annotated[
 Wait = Annotated[bool, typer.Option("--wait", help="Follow it, and the jobs it starts, to the end.")]
 Method = Annotated[Literal["hscr", "random"], typer.Option(help="Which records: the method, or its control.")]
 Promote = Annotated[bool, typer.Option("--auto-promote", help="Release it if the gate passes.")]
-Rows = Annotated[Path | None, typer.Option("--input", help="JSONL: image, question, answer, id, study.")]
-Images = Annotated[Path | None, typer.Option(help="Where the rows' images are. Default: beside the rows.")]
-RecordsOut = Annotated[Path | None, typer.Option(help="New folder for the records; no stack is used.")]
+Rows = Annotated[
+    str | None,
+    typer.Option("--input", help="A folder, a JSONL or Parquet file, or `vqa-rad:PATH`.", metavar="ROWS"),
+]
+Images = Annotated[Path | None, typer.Option(help="Where image paths start. Default: where the rows are.")]
+RecordsOut = Annotated[Path | None, typer.Option(help="Folder for the records; no stack is used.")]
+Resume = Annotated[bool, typer.Option("--resume", help="With --out: go on with the run in that folder.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="With --out: the first so many rows only.")]
+ShardSize = Annotated[int, typer.Option(min=1, help="With --out: rows per shard, which a kill can cost.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="With --out: rows generated together.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="With --out: auto is CUDA if there.")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option(help="With --out: auto is bfloat16 on CUDA and float32 elsewhere."),
+]
 AnswerWith = Annotated[Path | None, typer.Option(help="With --out: an adapter folder to answer with.")]
 Consent = Annotated[bool, typer.Option("--consent", help="The rows may be trained on.")]
 Then = Annotated[bool, typer.Option("--then-finetune", help="Train and judge afterwards.")]
-RecordsFile = Annotated[Path | None, typer.Option(help="A records.jsonl with images/ beside it.")]
+RecordsIn = Annotated[
+    Path | None,
+    typer.Option(help="Folder of `hscr generate --out` or of an export, or its .parquet or .jsonl file."),
+]
 AdapterOut = Annotated[Path | None, typer.Option(help="With --records: new folder for the adapter.")]
 Judge = Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Judge the result.")]
 Version = Annotated[str | None, typer.Argument(help="To be judged on the stack.", show_default=False)]
 AdapterFolder = Annotated[Path | None, typer.Option(help="To be judged here, without a stack.")]
 ExportOut = Annotated[Path, typer.Option(help="A new folder.", show_default=False)]
-Format = Annotated[str, typer.Option("--format", help=f"One of: {', '.join(FORMS)}.")]
+Format = Annotated[Form, typer.Option("--format", help="Who shall read it.")]
 
 
 def generate(
@@ -43,6 +58,12 @@ def generate(
     rows: Rows = None,
     images: Images = None,
     out: RecordsOut = None,
+    resume: Resume = False,
+    limit: Limit = None,
+    shard_size: ShardSize = 256,
+    batch_size: BatchSize = 16,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     model: Model = PHANTOM,
     adapter: AnswerWith = None,
     consent: Consent = False,
@@ -56,24 +77,40 @@ def generate(
 ) -> None:
     """Make dispreferred answers: from reviewers' feedback, from rows, or from files alone.
 
+    Rows are an image, a question and its right answer, one of:
+
+        rows.jsonl      {"image": path, "question": text, "answer": text, "id": ..., "study": ...}
+        data.parquet    the same columns; the image as a path, as bytes, or as `datasets` stores it
+        folder          with rows.jsonl, metadata.jsonl (file_name) or *.parquet; or scan.json beside scan.png
+        vqa-rad:PATH    the public release of VQA-RAD; its test questions are left out
+
     Examples:
 
         hscr generate --wait                            all pending feedback, on the stack
         hscr generate --input rows.jsonl --consent --then-finetune --wait
-        hscr generate --input rows.jsonl --out records  here, without a stack
+        hscr generate --input vqa-rad:data/vqa_rad --out records --limit 200      here, without a stack
+        hscr generate --input vqa-rad:data/vqa_rad --out records --limit 200 --resume
+        hscr finetune --records records --out adapter
+
+    With --out, rows that give no record are named in records/skipped.jsonl and never stop a run; a killed run
+    goes on with --resume and ends as if it had never been killed; records/summary.html shows what was made.
     """
     loop = _loop(config)
     if out is not None:
         if rows is None:
             raise InvalidInput("--out needs --input.", remedy="Name the rows to start from.")
-        folders = here.Folders(model, images or rows.parent, out, adapter)
-        here.generate(rows, folders, loop, as_json=as_json)
+        options = {"resume": resume, "limit": limit, "shard_size": shard_size, "batch_size": batch_size}
+        where = {"device": device, "dtype": dtype}
+        folders = here.Folders(model, images, out, adapter)
+        here.generate(rows, folders, loop, {**options, **where}, as_json=as_json)
         return
+    if resume or limit is not None:
+        raise InvalidInput("--resume and --limit need --out.", remedy="Name the run's folder by --out.")
     following = finetune_body(loop.finetune, evaluate=loop.evaluate, auto_promote=auto_promote)
     with Client(url, key) as client:
         job = client.generate(
             loop.generate,
-            rows=None if rows is None else _uploads(rows, images or rows.parent),
+            rows=None if rows is None else _uploads(open_rows(rows, images)),
             consent=consent,
             then=following if then_finetune else None,
         )
@@ -82,7 +119,7 @@ def generate(
 
 def finetune(
     *,
-    records: RecordsFile = None,
+    records: RecordsIn = None,
     out: AdapterOut = None,
     model: Model = PHANTOM,
     method: Method = "hscr",
@@ -99,7 +136,7 @@ def finetune(
     Examples:
 
         hscr finetune --wait
-        hscr finetune --records records/records.jsonl --out adapter
+        hscr finetune --records records --out adapter
     """
     loop = _loop(config)
     if (records is None) != (out is None):
@@ -148,34 +185,53 @@ def evaluate(
 def export(
     out: ExportOut,
     *,
-    form: Format = "jsonl",
+    form: Format = Form.JSONL,
     method: Method = "hscr",
-    records: RecordsFile = None,
+    records: RecordsIn = None,
     home: Home = HOME,
     as_json: AsJson = False,
 ) -> None:
-    """Write the live consented preference records, with their images, for other trainers.
+    """Write preference records, with their images and a data set card, for this or another trainer.
+
+    `jsonl` and `parquet` keep everything and are read back by `hscr finetune`. The others have one row per
+    dispreferred answer:
+
+        trl             Parquet that `datasets` loads and TRL's DPOTrainer trains on
+        llamafactory    JSONL and dataset_info.json for `stage: dpo`
+        ms-swift        JSONL for `swift rlhf --rlhf_type dpo`
+        rlaif-v         Parquet in the columns of RLAIF-V
 
     Examples:
 
-        hscr export --out pairs --format trl
-        hscr export --records records/records.jsonl --out pairs --format trl
+        hscr export --out pairs --format trl                        the stack's live consented records
+        hscr export --records records --out pairs --format trl      those of `hscr generate --out records`
     """
     if records is not None:
-        folder = records.parent
-        done = write_export(
-            read_records(records), lambda digest: read_bytes(folder / image_path(digest)), out, form
-        )
+        here.export(records, out, form, as_json=as_json)
     else:
-        with open_store(home) as store:
-            live = store.preferences.live(method=method, limit=1_000_000)
-            done = write_export(live, store.blobs.get, out, form)
-    here.show_export(done, as_json=as_json)
+        here.export_live(home, method, out, form, as_json=as_json)
 
 
 def _loop(path: Path | None) -> LoopConfig:
     return LoopConfig() if path is None else LoopConfig.from_toml(path)
 
 
-def _uploads(path: Path, images: Path) -> list[Upload]:
-    return [Upload(row_image(images, row), row.question, row.answer, row.study) for row in read_rows(path)]
+def _uploads(rows: RowSource) -> list[Upload]:
+    return [_upload(row) for row in rows.read()]
+
+
+def _upload(row: Row | Unusable) -> Upload:
+    """A job is submitted whole or not at all. Raises InvalidRecord that names the row."""
+    if isinstance(row, Unusable):
+        raise InvalidRecord(
+            f"{row.place} cannot be used: {row.reason}",
+            remedy="Correct or remove it; `--out` skips such rows.",
+        )
+    try:
+        image = row.image if isinstance(row.image, bytes) else row.image.read_bytes()
+    except OSError as error:
+        raise InvalidRecord(
+            f"The image {row.image!s} of {row.place} cannot be read: {error.strerror}.",
+            remedy="Check the row's path and --images.",
+        ) from error
+    return Upload(image, row.question, row.answer, row.study)

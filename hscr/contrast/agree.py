@@ -5,15 +5,19 @@ there is a stone". Eq. 4 draws each token given those before it, so a token the 
 implausible gives way to the model's first choice there: "No, there is no stone".
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hscr.contrast.contrast import plausible
-from hscr.contrast.substitute import Edit
-from hscr.models.vlm import VLM, Context
+from hscr.contrast.contrast import quantised
+from hscr.contrast.edit import Edit
+from hscr.models.language import Context
+from hscr.models.vlm import VLM
+from hscr.records import Change
 
 
 class Agreed(NamedTuple):
@@ -25,6 +29,35 @@ class Agreed(NamedTuple):
     """the substitutions it began with"""
     mean_probability: float
     """exp(mean token log p) with the whole image, in [0, 1]"""
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """What agreement changed of the edit."""
+        pairs = enumerate(zip_longest(self.edit.ids, self.ids))
+        return tuple(Change(position=t, old_id=old, new_id=new) for t, (old, new) in pairs if old != new)
+
+
+class _Reading(NamedTuple):
+    """What the model makes of a candidate's T tokens."""
+
+    said: Tensor
+    """[T] log-prob of each"""
+    best: Tensor
+    """[T] log-prob of the first choice there"""
+    choice: Tensor
+    """[T] id of the first choice"""
+
+    def first_implausible(self, first: int, share: float) -> int | None:
+        """The lowest position after `first` whose token falls short of `share` times the best probability."""
+        if share == 0:
+            return None
+        weak = quantised(self.said) < quantised(self.best + math.log(share))
+        found = weak[first + 1 :].nonzero()[:, 0].tolist()
+        return first + 1 + found[0] if found else None
+
+    def mean_probability(self) -> float:
+        # Rounded, as `quantised` explains.
+        return round(float(self.said.mean().exp()), 4)
 
 
 def agree(
@@ -42,24 +75,27 @@ def agree(
         if not open_ids:
             break
         rows = [[ids for (at, _), ids in open_ids.items() if at == b] for b in range(len(proposals))]
-        logits = [z for row in vlm.completion_logits(seen, rows) for z in row]
-        for ((b, i), ids), z in zip(list(open_ids.items()), logits, strict=True):
+        for ((b, i), ids), reading in zip(list(open_ids.items()), _readings(vlm, seen, rows), strict=True):
             edit = proposals[b][i]
-            logprobs = z.log_softmax(-1).cpu()
-            weak = _first_implausible(logprobs, ids, edit.first, plausibility)
+            weak = reading.first_implausible(edit.first, plausibility)
             if weak is None:
-                settled[b][i] = Agreed(ids, edit, _mean_probability(logprobs, ids))
+                settled[b][i] = Agreed(ids, edit, reading.mean_probability())
             if weak is None or last:
                 del open_ids[b, i]
             else:
-                open_ids[b, i] = _replaced(ids, weak, int(logprobs[weak].argmax()), vlm.eos_id)
+                open_ids[b, i] = _replaced(ids, weak, int(reading.choice[weak]), vlm.eos_id)
     return [[candidate for candidate in row if candidate is not None] for row in settled]
 
 
-def _first_implausible(logprobs: Tensor, ids: list[int], first: int, share: float) -> int | None:
-    good = plausible(logprobs, share).gather(-1, torch.tensor(ids)[:, None])[:, 0]
-    found = (~good[first + 1 :]).nonzero()[:, 0].tolist()
-    return first + 1 + found[0] if found else None
+def _readings(vlm: VLM, seen: Context, rows: Sequence[Sequence[list[int]]]) -> Iterator[_Reading]:
+    """Of every answer, row by row: logits of one row's answers are all that exists at a time."""
+    for answers, states in zip(rows, vlm.completion_states(seen, rows), strict=True):
+        if answers:
+            logprobs = vlm.logits(torch.cat(states)).log_softmax(-1)
+            ids = torch.tensor([token for answer in answers for token in answer], device=logprobs.device)
+            said = logprobs.gather(-1, ids[:, None])[:, 0]
+            parts = [torch.split(x.cpu(), [len(y) for y in answers]) for x in (said, *logprobs.max(-1))]
+            yield from (_Reading(*reading) for reading in zip(*parts, strict=True))
 
 
 def _replaced(ids: list[int], position: int, token: int, eos_id: int) -> list[int]:
@@ -68,8 +104,3 @@ def _replaced(ids: list[int], position: int, token: int, eos_id: int) -> list[in
         return [*ids[:position], eos_id]
     rest = ids[position + 1 :] or [eos_id]
     return [*ids[:position], token, *rest]
-
-
-def _mean_probability(logprobs: Tensor, ids: list[int]) -> float:
-    # Rounded, as `quantised` explains.
-    return round(float(logprobs.gather(-1, torch.tensor(ids)[:, None]).mean().exp()), 4)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hscr.contrast.degrade import degrade
 from hscr.errors import JobCancelled
+from hscr.models.language import View
 from hscr.models.vlm import VLM
 
 
@@ -53,7 +54,8 @@ def visual_dependence(
 def _dependence(
     vlm: VLM, items: Sequence[Said], visual: dict[str, Tensor], *, rate: float, masks: int, seed: int
 ) -> list[float]:
-    prompts, views, texts = [], [], []
+    prompts, texts = [], []
+    views: list[View | Tensor] = []
     for item in items:
         tokens = visual[item.image_digest]
         keys = [(item.image_digest, mask, seed) for mask in range(masks)]

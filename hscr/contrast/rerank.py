@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from hscr.config import RerankConfig
+from hscr.contrast.embedder import Embedder
 
 _TOLERANCE = 1e-9
 Similarity = Callable[[str, str], float]
@@ -48,14 +49,31 @@ def corley_mihalcea(texts: Sequence[str]) -> Similarity:
     return similarity
 
 
-def similarities(chosen: str, candidates: Sequence[str], config: RerankConfig) -> list[float]:
-    """Similarity of each candidate to `chosen`, in [0, 1].
+def embedded(chosen: str, candidates: Sequence[str], embedder: Embedder) -> list[float]:
+    """Cosine of each candidate's embedding with that of `chosen`, rescaled from [-1, 1] to [0, 1].
+
+    Rounded to four decimals: the last bits of a forward pass must not decide a gap.
+    """
+    vectors = embedder.embed([chosen, *candidates])
+    return [round(float(1 + cosine) / 2, 4) for cosine in vectors[1:] @ vectors[0]]
+
+
+def similarities(
+    chosen: str, candidates: Sequence[str], config: RerankConfig, embedder: Embedder | None = None
+) -> list[float]:
+    """Similarity of each candidate to `chosen`, in [0, 1]; `sentence_embedding` needs the embedder.
 
     IDF is taken over this record's own texts, so that a record's levels depend on nothing but the record:
-    the words that differ between its texts weigh most.
+    the words that differ between its texts weigh most. The paper cites Corley & Mihalcea (2005) and names no
+    other measure, so theirs is the default; it needs no further model.
     """
-    measure = token_f1 if config.similarity == "token_f1" else corley_mihalcea([chosen, *candidates])
-    return [min(1.0, max(0.0, measure(chosen, candidate))) for candidate in candidates]
+    if config.similarity == "sentence_embedding":
+        assert embedder is not None, "whoever reads the configuration loads its embedder"
+        measured = embedded(chosen, candidates, embedder)
+    else:
+        measure = token_f1 if config.similarity == "token_f1" else corley_mihalcea([chosen, *candidates])
+        measured = [measure(chosen, candidate) for candidate in candidates]
+    return [min(1.0, max(0.0, value)) for value in measured]
 
 
 def levels(scores: Sequence[float], config: RerankConfig) -> list[int]:

@@ -1,7 +1,7 @@
-"""Several completions after one prefix in one row, so that the prefix is forwarded once.
+"""Several completions after one prompt in one row, so that the prompt is forwarded once.
 
-Each completion (branch) sees the prefix and itself, never its siblings, and its positions continue the
-prefix's. The result equals forwarding every completion in a row of its own (arXiv 2410.20305, 2506.05433).
+Each completion (branch) sees the prompt and itself, never its siblings, and its positions continue the
+prompt's. The result equals forwarding every completion in a row of its own (arXiv 2410.20305, 2506.05433).
 """
 
 from collections.abc import Sequence
@@ -11,34 +11,32 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_PREFIX, _PADDING = -1, -2
+_PADDING = -1
 
 
 class Packed(NamedTuple):
-    """S slots behind the prefixes of B rows, and the M targets of all completions in their order."""
+    """S slots behind the prompts of R rows, and the M targets of all completions in their order."""
 
     tokens: Tensor
-    """[B, S] input ids; the last token of a completion is only a target"""
+    """[R, S] input ids; the last token of a completion is only a target"""
     positions: Tensor
-    """[B, S]"""
+    """[R, S]"""
     branch: Tensor
-    """[B, S]: which of its row's completions a slot belongs to"""
+    """[R, S]: which of its row's completions a slot belongs to; -1 on padding"""
     rows: Tensor
     """[M]: row of the slot that predicts each target"""
     columns: Tensor
-    """[M]: its column; 0 is the prefix's last slot, 1 + s is slot s"""
+    """[M]: its column; 0 is the prompt's last token, 1 + s is slot s"""
 
 
-def pack(
-    lengths: Sequence[int], completions: Sequence[Sequence[Sequence[int]]], device: torch.device
-) -> Packed:
-    """Lay out completions[b] (token ids, T >= 1 each) behind row b's prefix of lengths[b] tokens."""
+def pack(ends: Sequence[int], completions: Sequence[Sequence[Sequence[int]]], device: torch.device) -> Packed:
+    """Lay out completions[r] (token ids, T >= 1 each), whose first tokens stand at position ends[r]."""
     slots = max(sum(len(y) - 1 for y in row) for row in completions)
     tokens, positions, branch, rows, columns = [], [], [], [], []
-    for index, (row, length) in enumerate(zip(completions, lengths, strict=True)):
+    for index, (row, end) in enumerate(zip(completions, ends, strict=True)):
         free = slots - sum(len(y) - 1 for y in row)
         tokens.append([token for y in row for token in y[:-1]] + [0] * free)
-        positions.append([length + i for y in row for i in range(len(y) - 1)] + [0] * free)
+        positions.append([end + i for y in row for i in range(len(y) - 1)] + [0] * free)
         branch.append([j for j, y in enumerate(row) for _ in y[:-1]] + [_PADDING] * free)
         at = 1
         for y in row:
@@ -49,26 +47,12 @@ def pack(
     return Packed(ids(tokens), ids(positions), ids(branch), ids(rows), ids(columns))
 
 
-def prefix_attention(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, 1, P, P] added to attention scores: causal among the real tokens of mask [B, P]."""
-    prefix = torch.where(mask, _PREFIX, _PADDING)
-    return _attention(prefix, prefix, dtype)
+def branch_mask(lengths: Tensor, columns: int, branch: Tensor) -> Tensor:
+    """[R, 1, S, columns + S] bool: what slots `branch` [R, S] see behind prompts of `lengths` [R] <= columns.
 
-
-def branch_attention(mask: Tensor, branch: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, 1, S, P + S] added to attention scores of the slots `branch` [B, S] behind a prefix mask [B, P]."""
-    prefix = torch.where(mask, _PREFIX, _PADDING)
-    return _attention(branch, torch.cat([prefix, branch], dim=1), dtype)
-
-
-def _attention(query: Tensor, key: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where allowed, else the type's lowest number; queries are the last slots of the keys.
-
-    Padding attends to padding, so that no row is empty: softmax over nothing would be NaN.
+    Padding slots see the prompt as well, so that no row of the softmax is empty.
     """
-    slots = torch.arange(key.shape[1], device=key.device)
-    causal = slots[-query.shape[1] :, None] >= slots
-    query, key = query[:, :, None], key[:, None, :]
-    allowed = causal & ((query == key) | ((key == _PREFIX) & (query != _PADDING)))
-    blocked = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=allowed.device)
-    return torch.where(allowed, torch.zeros_like(blocked), blocked)[:, None]
+    prompt = torch.arange(columns, device=branch.device) < lengths[:, None]
+    slots = torch.arange(branch.shape[1], device=branch.device)
+    siblings = (branch[:, :, None] == branch[:, None, :]) & (slots[:, None] >= slots)
+    return torch.cat([prompt[:, None].expand(-1, len(slots), -1), siblings], dim=2)[:, None]

@@ -7,80 +7,75 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoProcessor, DynamicCache, LlavaForConditionalGeneration
+from transformers import AutoProcessor, LlavaForConditionalGeneration
 from transformers.utils import logging
 
 from hscr.config import FinetuneConfig
 from hscr.errors import NotFound
 from hscr.models.adapters import Adapters
-from hscr.models.branches import branch_attention, pack, prefix_attention
+from hscr.models.attention import NAME as ROWS
 from hscr.models.chat import Chat
 from hscr.models.digest import model_digest, template_digest
+from hscr.models.language import Context, Language, Prompts, View
+from hscr.models.quantize import nf4
+from hscr.models.vision import Vision
 from hscr.models.vocabulary import Vocabulary
 
 
-class Prefix(NamedTuple):
-    """A batch of embedded prompts, padded on the left to one length L."""
-
-    embeds: Tensor
-    """[B, L, d]"""
-    mask: Tensor
-    """[B, L] bool, False on padding"""
-
-    @property
-    def positions(self) -> Tensor:
-        """[B, L]: 0 at the first real token, so that padding changes no rotary angle."""
-        return (self.mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-class Context(NamedTuple):
-    """A batch of prompts the model has read."""
-
-    mask: Tensor
-    """[B, L] bool, False on padding"""
-    cache: Any
-    """keys and values of exactly the prompts"""
-    last: Tensor
-    """[B, d]: hidden state of each prompt's last token, which predicts the first of any answer"""
-
-    @property
-    def lengths(self) -> list[int]:
-        """Real tokens of each row."""
-        return self.mask.sum(-1).tolist()
-
-
-class VLM(Chat):
+class VLM(Chat, Language):
     """Model, tokenizer and processor of one folder, with the adapters loaded beside them."""
 
     def __init__(self, model: Any, processor: Any, digest: str, template_digest: str) -> None:
-        self.model = model
-        self.device = model.device
-        self.context: int = model.config.text_config.max_position_embeddings
-        super().__init__(processor, model.config.image_token_id, self.image_token_count, self.context)
+        Language.__init__(self, model)
+        text = model.config.text_config
+        window = getattr(text, "sliding_window", None) or text.max_position_embeddings
+        # Every token sees all before it, so a conversation ends where a sliding window would begin to slide.
+        self.context: int = min(text.max_position_embeddings, window)
+        Chat.__init__(self, processor, model.config.image_token_id, self.image_token_count, self.context)
         self.digest = digest
         self.template_digest = template_digest
         self.adapters = Adapters(model)
         self.numeric_mode = f"{model.device.type}/{str(model.dtype).removeprefix('torch.')}"
+        if getattr(model, "is_loaded_in_4bit", False):
+            self.numeric_mode += "/nf4"
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu", dtype: str = "float32") -> Self:
-        """Read a model folder in the hub's layout; frozen, in evaluation mode. Raises NotFound."""
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "cpu",
+        dtype: str = "float32",
+        *,
+        quantize: Literal["nf4"] | None = None,
+    ) -> Self:
+        """Read a model folder in the hub's layout; frozen, in evaluation mode.
+
+        `quantize` holds the language model's weights in four bits (QLoRA).
+        Raises NotFound, DependencyMissing.
+        """
         digest, template = model_digest(path), template_digest(path)
         logging.disable_progress_bar()
         model, report = LlavaForConditionalGeneration.from_pretrained(
-            path, dtype=getattr(torch, dtype), attn_implementation="sdpa", output_loading_info=True
+            path,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            **(nf4(getattr(torch, dtype), device) if quantize else {}),
         )
         if report["missing_keys"] or report["mismatched_keys"]:
             raise NotFound(
                 f"{path} lacks weights: {sorted(report['missing_keys'])[:3]}.",
                 remedy="Give the folder of a LLaVA saved with its vision tower and projector.",
             )
-        model.to(device).eval().requires_grad_(False)
+        model.set_attn_implementation({"text_config": ROWS})
+        if not quantize:  # four-bit weights are packed on the device that they were loaded to
+            model.to(device)
+        model.eval().requires_grad_(False)
         return cls(model, AutoProcessor.from_pretrained(path), digest, template)
 
     @property
@@ -89,6 +84,11 @@ class VLM(Chat):
         vision = self.model.config.vision_config
         patches = (vision.image_size // vision.patch_size) ** 2
         return patches + (self.model.config.vision_feature_select_strategy == "full")
+
+    @cached_property
+    def vision(self) -> Vision:
+        """Tower and projector."""
+        return Vision(self.model)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -106,7 +106,7 @@ class VLM(Chat):
     @torch.no_grad()
     def visual_tokens(self, pixel_values: Tensor) -> Tensor:
         """[B, N, d]: visual tokens after the projector, where HSCR drops them (HSCR §3.1)."""
-        return torch.stack(list(self.model.model.get_image_features(pixel_values=pixel_values).pooler_output))
+        return self.vision.tokens(self.vision.embed(pixel_values))
 
     def encode(self, images: Mapping[str, Image.Image], batch_size: int = 32) -> dict[str, Tensor]:
         """Visual tokens [N, d] of each image, by the images' own keys."""
@@ -118,78 +118,23 @@ class VLM(Chat):
             found |= dict(zip(batch, tokens, strict=True))
         return found
 
-    # Forward passes
+    # Text
 
-    def embed(self, prompts: Sequence[Sequence[int]], visual: Sequence[Tensor | None]) -> Prefix:
-        """Put each row's visual tokens [n, d] in the place of its image placeholder; pad on the left.
+    def embed(self, prompts: Sequence[Sequence[int]], views: Sequence[View | Tensor | None]) -> Prompts:
+        """Put each row's visual tokens in the place of its image placeholder.
 
-        n may differ by row: deleted tokens shorten it. None fits a prompt without an image.
+        A bare tensor [N, d] is shown whole; None fits a prompt without an image.
         """
-        rows = [self._row(ids, tokens) for ids, tokens in zip(prompts, visual, strict=True)]
-        length = max(len(row) for row in rows)
-        embeds = torch.stack([nn.functional.pad(row, (0, 0, length - len(row), 0)) for row in rows])
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        return Prefix(embeds, torch.arange(length, device=self.device) >= length - lengths[:, None])
-
-    def hidden(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache: Any = None) -> Tensor:
-        """[B, L, d]: the language model's last hidden states.
-
-        mask: [B, cached + L] of real tokens, or [B, 1, L, cached + L] added to the attention scores.
-        """
-        return self.model.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """fp32 logits [..., V] of hidden states [..., d]."""
-        return self.model.lm_head(hidden).float()
-
-    def prefill(self, prefix: Prefix) -> Context:
-        """Forward the prompts once, for any number of completions."""
-        cache = DynamicCache()
-        attention = prefix_attention(prefix.mask, prefix.embeds.dtype)
-        hidden = self.hidden(prefix.embeds, attention, prefix.positions, cache)
-        return Context(prefix.mask, cache, hidden[:, -1])
-
-    def completion_logits(
-        self, context: Context, completions: Sequence[Sequence[Sequence[int]]]
-    ) -> list[list[Tensor]]:
-        """fp32 logits [T, V] before each token of each completion; completions[b] follow row b's prompt."""
-        packed = pack(context.lengths, completions, self.device)
-        hidden = context.last[:, None]
-        if packed.tokens.numel():
-            attention = branch_attention(context.mask, packed.branch, hidden.dtype)
-            embeds = self._embed_ids(packed.tokens)
-            suffix = self.hidden(embeds, attention, packed.positions, context.cache)
-            context.cache.crop(-packed.tokens.shape[1])
-            hidden = torch.cat([hidden, suffix], dim=1)
-        logits = self.logits(hidden[packed.rows, packed.columns])
-        parts = iter(torch.split(logits, [len(y) for row in completions for y in row]))
-        return [[next(parts) for _ in row] for row in completions]
-
-    def completion_logprobs(
-        self, context: Context, completions: Sequence[Sequence[Sequence[int]]]
-    ) -> list[list[Tensor]]:
-        """fp32 log-prob [T] of each token of each completion, end-of-sequence included."""
-        logits = self.completion_logits(context, completions)
-        return [
-            [gather_logprobs(z, y) for z, y in zip(*pair, strict=True)]
-            for pair in zip(logits, completions, strict=True)
-        ]
+        rows = [self._row(ids, view) for ids, view in zip(prompts, views, strict=True)]
+        return Prompts(*(list(column) for column in zip(*rows, strict=True)))
 
     @torch.no_grad()
     def generate_greedy(self, context: Context, max_tokens: int = 64) -> list[str]:
         """The most probable continuation of each row, up to end-of-sequence or `max_tokens`."""
-        mask, positions, hidden = (
-            context.mask,
-            torch.tensor(context.lengths, device=self.device),
-            context.last,
-        )
-        done = torch.zeros(len(mask), dtype=torch.bool, device=self.device)
+        order = torch.tensor([row for part in context.parts for row in part.rows], device=self.device)
+        memories = [part.memory.copy() for part in context.parts]
+        positions, hidden = torch.tensor(context.ends, device=self.device)[order], context.last[order]
+        done = torch.zeros(len(order), dtype=torch.bool, device=self.device)
         chosen: list[Tensor] = []
         while True:
             token = torch.where(done, self.eos_id, self.logits(hidden).argmax(-1))
@@ -197,13 +142,10 @@ class VLM(Chat):
             chosen.append(token)
             if len(chosen) == max_tokens or done.all():
                 break
-            mask = nn.functional.pad(mask, (0, 1), value=True)
-            hidden = self.hidden(self._embed_ids(token[:, None]), mask, positions[:, None], context.cache)[
-                :, -1
-            ]
+            hidden = self.step(memories, token, positions)
             positions = positions + 1
-        context.cache.crop(1 - len(chosen))
-        return [self.text(row) for row in torch.stack(chosen, dim=1).tolist()]
+        answers = torch.stack(chosen, dim=1)[order.argsort()]
+        return [self.text(row) for row in answers.tolist()]
 
     # Adapters
 
@@ -225,18 +167,12 @@ class VLM(Chat):
         """A fresh trainable adapter inside the block; yields its parameters by name."""
         return self.adapters.train(name, config)
 
-    def _embed_ids(self, ids: Tensor) -> Tensor:
-        return self.model.get_input_embeddings()(ids.to(self.device))
-
-    def _row(self, ids: Sequence[int], visual: Tensor | None) -> Tensor:
-        tokens = self._embed_ids(torch.tensor(ids))
-        if visual is None:
-            return tokens
-        at = list(ids).index(self.image_token_id)
-        return torch.cat([tokens[:at], visual, tokens[at + 1 :]])
-
-
-def gather_logprobs(logits: Tensor, ids: Sequence[int]) -> Tensor:
-    """fp32 log-prob [T] of each id under logits [T, V]."""
-    index = torch.tensor(ids, device=logits.device)
-    return logits.float().log_softmax(-1).gather(-1, index[:, None])[:, 0]
+    def _row(self, ids: Sequence[int], view: View | Tensor | None) -> tuple[Tensor, Tensor, int]:
+        tokens, count = self.embed_ids(torch.tensor(ids)), torch.arange(len(ids), device=self.device)
+        if view is None:
+            return tokens, count, len(ids)
+        shown = View.whole(view) if isinstance(view, Tensor) else view
+        at, further = list(ids).index(self.image_token_id), shown.span - 1
+        embeds = torch.cat([tokens[:at], shown.tokens, tokens[at + 1 :]])
+        positions = torch.cat([count[:at], at + shown.at, count[at + 1 :] + further])
+        return embeds, positions, len(ids) + further

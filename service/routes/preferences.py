@@ -24,7 +24,7 @@ from hscr.store.store import Store
 from service.bodies import json_of
 from service.deps import Gateway, IdempotencyKey, PageLimit, Reviewer
 from service.docs import ALWAYS, SENDING, json_body, problems
-from service.jobs import check_evaluation, submitted
+from service.jobs import check_evaluation, check_generation, submitted
 from service.limits import image_bytes, usable_text
 from service.schemas import PreferenceJobBody, PreferencePage, Row
 from service.security import project_of, require_role
@@ -98,6 +98,7 @@ def _check(state: State, key: ApiKey, body: PreferenceJobBody) -> None:
         raise InvalidInput(
             f"There are more than {state.settings.max_rows} rows.", remedy="Split them over several jobs."
         )
+    check_generation(body.config)
     if body.then is not None:
         require_role(key, Role.OPERATOR)
         check_evaluation(state, body.then.evaluate, auto_promote=body.then.auto_promote)

@@ -42,9 +42,32 @@ def test_help_teaches(path: tuple[str, ...]) -> None:
         assert f"hscr {' '.join(path)}" in shown.output
 
 
-def test_the_command_starts_without_torch() -> None:
-    script = "import sys, hscr.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+def test_the_command_starts_without_what_takes_long_to_import() -> None:
+    script = "import sys, hscr.cli; print(*{'torch', 'pyarrow', 'matplotlib', 'sqlalchemy'} & {*sys.modules})"
+    started = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert started.stdout.split() == []
+
+
+def test_resume_and_limit_belong_to_a_run_in_a_folder(tmp_path: Path) -> None:
+    for option in (["--resume"], ["--limit", "3"]):
+        done = hscr("generate", "--input", str(tmp_path), *option)
+        assert done.returncode == 2
+        assert "Name the run's folder by --out" in done.stderr
+    done = hscr("generate", "--input", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert "none.jsonl does not exist" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_for_the_stack_are_refused_whole_and_by_place(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"image": "none.png", "question": "What?", "answer": "Nothing."}\n')
+    unread = hscr("generate", "--input", str(rows), "--consent", HSCR_URL="http://127.0.0.1:9")
+    assert unread.returncode == 2
+    assert "none.png of line 1 cannot be read: No such file" in unread.stderr
+    rows.write_text('{"image": "none.png", "question": "What?"}\n')
+    unusable = hscr("generate", "--input", str(rows), "--consent", HSCR_URL="http://127.0.0.1:9")
+    assert "line 1 cannot be used: The answer is missing" in unusable.stderr
 
 
 def test_without_a_gateway_the_remedy_is_hscr_up() -> None:

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 from hscr.processes import marked
-from hscr.store.export import read_records
+from hscr.store.export.read import read_records
 from tests.cli.running import Up, hscr, token_of
 from tests.waiting import wait_until
 
@@ -56,7 +56,7 @@ def test_generate_on_the_stack_then_export_and_read_back(
     (job,) = up.json("generate", *rows, "--consent", "--wait")
     assert job["state"] == "succeeded"
     exported = up.json("export", "--out", str(tmp_path / "out"), "--method", "random")
-    records = read_records(tmp_path / "out" / "records.jsonl")
+    records = [record for record, _, _ in read_records(tmp_path / "out" / "records.jsonl")]
     assert exported["records"] == len(records) > 0
     asked = [json.loads(line) for line in (samples / "rows.jsonl").read_text().splitlines()]
     known = {(row["question"], row["answer"]) for row in asked}

@@ -1,6 +1,7 @@
 """From sources to records, on a model (algorithms §6: 12; design invariant 9)."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import torch
 from PIL import Image
 
 from hscr.config import FinetuneConfig, GenerateConfig
-from hscr.contrast.agree import agree
+from hscr.contrast.agree import Agreed, agree
+from hscr.contrast.candidates import Item, candidates
+from hscr.contrast.degrade import degrade
 from hscr.contrast.dependence import Said, visual_dependence
+from hscr.contrast.edit import Branches, Edit, edits
 from hscr.contrast.generate import Skipped, generate
 from hscr.contrast.rerank import words
-from hscr.contrast.substitute import Edit
-from hscr.errors import InvalidRecord, JobCancelled, NotFound
+from hscr.errors import InvalidConfig, InvalidRecord, JobCancelled, NotFound
 from hscr.models.vlm import VLM
 from hscr.records import PreferenceRecord, PreferenceSource, Substitution
 from tests.tiny_llava import picture
@@ -71,6 +74,164 @@ def test_12_candidates_are_distinct_differ_from_the_answer_and_retokenise(
             gold = vlm.completion_ids(record.chosen)
             listed = {s.position: s.new_id for s in response.substitutions}
             assert ids == [listed.get(t, old) for t, old in enumerate(gold)]
+            assert response.changes == ()
+
+
+@pytest.mark.parametrize("mode", ["teacher_forced", "autoregressive"])
+def test_12_substitutions_and_changes_together_make_the_text(vlm: VLM, mode: str) -> None:
+    substitute = {**OPEN, "mode": mode, "order": "pdiff_ascending", "plausibility": 0.1, "rounds": 5}
+    found = records(generate(vlm, sources(), GenerateConfig.parse({"substitute": substitute})))
+    agreed = 0
+    for record in found:
+        gold = vlm.completion_ids(record.chosen)
+        for response in record.rejected:
+            tokens: dict[int, int | None] = dict(enumerate(gold))
+            for swap in response.substitutions:
+                assert tokens[swap.position] == swap.old_id
+                tokens[swap.position] = swap.new_id
+            for change in response.changes:
+                assert tokens.get(change.position) == change.old_id != change.new_id
+                tokens[change.position] = change.new_id
+            made = [token for _, token in sorted(tokens.items()) if token is not None]
+            assert made == vlm.completion_ids(response.text)
+            agreed += len(response.changes)
+    assert agreed > 0
+
+
+ABLATIONS: list[dict[str, dict[str, object]]] = [
+    {"degrade": {"kind": "pixel"}},
+    {"degrade": {"kind": "patch"}},
+    {"degrade": {"kind": "latent"}},
+    {"degrade": {"mode": "zero"}},
+    {"degrade": {"mode": "attn_mask", "positions": "keep_original"}},
+    {"sensitive": {"score": "gold_abs"}},
+    {"sensitive": {"score": "max_abs"}},
+    {"sensitive": {"score": "js"}},
+    {"sensitive": {"content_only": False, "literal_n": True}},
+    {"substitute": {"source": "full"}},
+    {"substitute": {"source": "union"}},
+    {"substitute": {"order": "plausible"}},
+    {"substitute": {"order": "weighted"}},
+    {"substitute": {"order": "sample_pdiff"}},
+    {"substitute": {"mode": "autoregressive"}},
+    {"substitute": {"mode": "autoregressive", "order": "sample_pdiff"}},
+    {"rerank": {"similarity": "token_f1"}},
+    {"rerank": {"gap_mode": "from_preferred"}},
+]
+
+
+@pytest.fixture(scope="module")
+def ascending(vlm: VLM) -> list[PreferenceRecord]:
+    config = GenerateConfig.parse({"substitute": {**OPEN, "order": "pdiff_ascending"}})
+    return records(generate(vlm, sources(5), config))
+
+
+@pytest.mark.parametrize("change", ABLATIONS, ids=str)
+def test_12_every_switch_gives_distinct_candidates_that_do_not_depend_on_the_batch(
+    vlm: VLM, ascending: list[PreferenceRecord], change: dict[str, dict[str, object]]
+) -> None:
+    base = {**OPEN, "order": "pdiff_ascending"}
+    config = GenerateConfig.parse({**change, "substitute": {**base, **change.get("substitute", {})}})
+    together = records(generate(vlm, sources(5), config))
+    assert len(together) >= 3
+    for record in together:
+        spoken = [tuple(words(text)) for text in [record.chosen, *(r.text for r in record.rejected)]]
+        assert len(set(spoken)) == len(spoken)
+        for response in record.rejected:
+            assert vlm.completion_ids(response.text)[-1] == vlm.eos_id
+    alone = records(generate(vlm, sources(5), config, batch_size=1))
+    assert [[r.text for r in one.rejected] for one in together] == [
+        [r.text for r in one.rejected] for one in alone
+    ]
+    assert [record.rejected for record in together] != [record.rejected for record in ascending]
+
+
+def test_a_record_names_what_made_it(vlm: VLM) -> None:
+    config = GenerateConfig.parse(
+        {"substitute": OPEN, "seed": 3, "rerank": {"similarity": "sentence_embedding", "gap": 0.0}}
+    )
+    found = records(generate(vlm, sources(4), config, embedder=ByLength()))
+    assert found
+    for record in found:
+        assert (record.model_digest, record.config_digest, record.seed) == (vlm.digest, config.digest, 3)
+        assert (record.numeric_mode, record.embedder) == ("cpu/float32", "length@1")
+        assert PreferenceRecord.model_validate_json(record.model_dump_json()) == record
+        for response in record.rejected:
+            angle = 0.1 * (len(response.text) - len(record.chosen))
+            assert response.similarity == pytest.approx((1 + math.cos(angle)) / 2, abs=1e-4)
+    plain = records(generate(vlm, sources(4), CONFIG))
+    assert {record.embedder for record in plain} == {None}
+
+
+class ByLength:
+    """An embedder of which anyone can tell what it should say: the angle is the text's length."""
+
+    identity = "length@1"
+
+    def embed(self, texts: Sequence[str]) -> torch.Tensor:
+        angles = torch.tensor([0.1 * len(text) for text in texts])
+        return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def test_an_embedder_that_cannot_be_loaded_is_refused_before_any_work(vlm: VLM, tmp_path: Path) -> None:
+    config = GenerateConfig.parse({"rerank": {"similarity": "sentence_embedding", "embedder": str(tmp_path)}})
+    with pytest.raises(InvalidConfig, match=r"rerank\.embedder"):
+        next(generate(vlm, sources(1), config))
+
+
+def test_no_more_than_a_batch_is_taken_from_the_source(vlm: VLM) -> None:
+    taken = 0
+
+    def counted() -> Iterator[tuple[PreferenceSource, Image.Image]]:
+        nonlocal taken
+        for source in sources(20):
+            taken += 1
+            yield source
+
+    ahead = []
+    for outcomes, _ in enumerate(generate(vlm, counted(), CONFIG, batch_size=4), start=1):
+        ahead.append(taken - outcomes)
+    assert taken == 20
+    assert max(ahead) == 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", ["teacher_forced", "autoregressive"])
+def test_12_at_most_k_distinct_candidates(vlm: VLM, mode: str) -> None:
+    substitute = {**OPEN, "mode": mode, "order": "pdiff_ascending", "candidates": 5}
+    config = GenerateConfig.parse({"substitute": substitute, "sensitive": {"literal_n": True}})
+    for item, found in zip(items(vlm), candidates(vlm, items(vlm), config), strict=True):
+        distinct = {tuple(candidate.ids) for candidate in found}
+        assert len(distinct) == len(found) == 5
+        assert tuple(item.ids) not in distinct
+
+
+@torch.no_grad()
+def test_both_branches_in_one_pass_are_what_each_is_alone(vlm: VLM) -> None:
+    config = GenerateConfig.parse({"substitute": {**OPEN, "order": "pdiff_ascending"}})
+    for item, found in zip(items(vlm), candidates(vlm, items(vlm), config), strict=True):
+        views = [item.visual, degrade(item.visual, 0.7, "delete", item.id, config.seed)]
+        alone = [
+            vlm.completion_logits(vlm.prefill(vlm.embed([item.prompt], [view])), [[item.ids]])[0][0]
+            for view in views
+        ]
+        expected = edits(Branches(item.id, item.ids, *alone), vlm.vocabulary, config)
+        ids = list(dict.fromkeys(tuple(edit.ids) for edit in expected))
+        assert [tuple(candidate.ids) for candidate in found] == ids[: config.substitute.candidates]
+
+
+def items(vlm: VLM) -> list[Item]:
+    visual = vlm.encode({source.id: image for source, image in sources(5)})
+    return [
+        Item(
+            source.id,
+            image,
+            visual[source.id],
+            vlm.prompt_ids(source.question),
+            vlm.completion_ids(source.chosen),
+        )
+        for source, image in sources(5)
+    ]
 
 
 def test_levels_descend_by_at_least_the_gap(made: list[PreferenceRecord | Skipped]) -> None:
@@ -194,6 +355,13 @@ def test_words_after_an_edit_come_to_agree_with_it(vlm: VLM) -> None:
         assert (said[1:] >= 0.89 * logits.softmax(-1).amax(-1)[1:]).all()
 
 
+def test_changes_tell_what_became_longer_and_what_shorter() -> None:
+    swap = Substitution(position=0, old_id=5, new_id=6, sensitivity=1, contrast_probability=0)
+    shorter, longer = (Agreed(ids, Edit([6, 7, 2], (swap,)), 0.5).changes for ids in ([6, 2], [6, 7, 8, 2]))
+    assert [(c.position, c.old_id, c.new_id) for c in shorter] == [(1, 7, 2), (2, 2, None)]
+    assert [(c.position, c.old_id, c.new_id) for c in longer] == [(2, 2, 8), (3, None, 2)]
+
+
 def said(count: int = 4) -> list[Said]:
     texts = ["yes, left.", "a stone in the lung", "no", "..."]
     return [Said(f"image{i // 2}", picture(i // 2), "is it?", texts[i]) for i in range(count)]
@@ -201,8 +369,6 @@ def said(count: int = 4) -> list[Said]:
 
 @torch.no_grad()
 def test_dependence_by_its_definition(vlm: VLM) -> None:
-    from hscr.contrast.degrade import degrade
-
     found = visual_dependence(vlm, said(1), adapter=None, masks=3, seed=5)
     (visual,) = vlm.visual_tokens(vlm.pixel_values([picture(0)]))
     prompt, ids = vlm.prompt_ids("is it?"), vlm.completion_ids("yes, left.")

@@ -5,8 +5,9 @@ import torch
 
 from hscr.config import GenerateConfig, SensitiveConfig, SubstituteConfig
 from hscr.contrast.contrast import log_p_diff
+from hscr.contrast.edit import Branches, edits
 from hscr.contrast.sensitive import sensitive_positions, sensitivity
-from hscr.contrast.substitute import Branches, edits, random_substitutes, substitutes
+from hscr.contrast.substitute import random_substitutes, substitutes
 from hscr.models.vocabulary import Vocabulary
 
 # left, Left, right, small, ".", end
@@ -17,6 +18,7 @@ WORDS = Vocabulary(
     {"left": [0, 1], "right": [2], "small": [3], ".": [4], "": [5]},
 )
 LEFT, RIGHT, SMALL, STOP, END = 0, 2, 3, 4, 5
+ORDERS = ["plausible", "pdiff_ascending", "weighted", "sample_pdiff"]
 OPEN = {"plausibility": 0.0, "full_plausibility": 0.0}
 FULL = torch.tensor([0.50, 0.10, 0.10, 0.20, 0.06, 0.04]).log()
 DROPPED = torch.tensor([0.20, 0.10, 0.40, 0.10, 0.15, 0.05]).log()
@@ -27,7 +29,7 @@ def test_8_planted_differences_are_found_most_sensitive_first() -> None:
     dropped = full.clone()
     dropped[1, LEFT] -= 2
     dropped[4, LEFT] -= 5
-    scores = sensitivity(full, dropped, [LEFT] * 6)
+    scores = sensitivity(full, dropped, [LEFT] * 6, SensitiveConfig())
     eligible = torch.tensor([True] * 5 + [False])
     assert sensitive_positions(scores, eligible, SensitiveConfig(n=2)) == [4, 1]
 
@@ -74,7 +76,80 @@ def test_9_what_either_branch_finds_implausible_is_out() -> None:
     assert substitutes(LEFT, FULL, DROPPED, WORDS, never) == [SMALL]
 
 
-@pytest.mark.parametrize("order", ["plausible", "pdiff_ascending"])
+@pytest.mark.parametrize(
+    ("source", "kept"), [("drop", [RIGHT]), ("full", [SMALL]), ("union", [RIGHT, SMALL])]
+)
+def test_9_c_t_is_of_the_source(source: str, kept: list[int]) -> None:
+    config = SubstituteConfig(source=source, top_m=1, **OPEN)
+    assert substitutes(LEFT, FULL, DROPPED, WORDS, config) == kept
+    ascending = SubstituteConfig(source=source, top_m=1, order="pdiff_ascending", **OPEN)
+    # P_diff of "right" is .029, of "small" .373.
+    assert substitutes(LEFT, FULL, DROPPED, WORDS, ascending) == kept
+
+
+def frequencies(order: str, rank: int, draws: int, **more: object) -> torch.Tensor:
+    """[V]: how often each token is the substitute of this rank for "left"."""
+    config = SubstituteConfig(order=order, **OPEN, **more)
+    found = [substitutes(LEFT, FULL, DROPPED, WORDS, config, "record", seed)[rank] for seed in range(draws)]
+    return torch.bincount(torch.tensor(found), minlength=6) / draws
+
+
+def test_9_weighted_draws_in_proportion_to_1_over_p_diff() -> None:
+    # 1 / P_diff of right and small is 1 / .0287 and 1 / .3733 on one scale: .929 and .071 of their sum.
+    right, small = 0.10**1.9 / 0.40**0.9, 0.20**1.9 / 0.10**0.9
+    expected = (1 / right) / (1 / right + 1 / small)
+    assert expected == pytest.approx(0.929, abs=1e-3)
+    first, second = frequencies("weighted", 0, 1500), frequencies("weighted", 1, 1500)
+    # Four standard deviations of a share of 1500 draws.
+    assert float(first[RIGHT]) == pytest.approx(expected, abs=0.027)
+    # Without replacement: what is not first is second, and there is no third.
+    assert float(second[SMALL]) == pytest.approx(float(first[RIGHT]))
+    assert len(substitutes(LEFT, FULL, DROPPED, WORDS, SubstituteConfig(order="weighted", **OPEN), 1)) == 2
+
+
+def test_9_weighted_draws_from_c_t_alone() -> None:
+    config = SubstituteConfig(order="weighted", top_m=1, **OPEN)
+    assert {tuple(substitutes(LEFT, FULL, DROPPED, WORDS, config, key)) for key in range(30)} == {(RIGHT,)}
+
+
+def test_9_sample_pdiff_draws_from_p_diff_over_all_that_is_allowed() -> None:
+    right, small = 0.10**1.9 / 0.40**0.9, 0.20**1.9 / 0.10**0.9
+    expected = small / (right + small)
+    found = sum(frequencies("sample_pdiff", rank, 400, top_m=1) for rank in range(8)) / 8
+    assert float(found[SMALL]) == pytest.approx(expected, abs=0.02)
+    assert float(found[RIGHT]) == pytest.approx(1 - expected, abs=0.02)
+    config = SubstituteConfig(order="sample_pdiff", candidates=5, **OPEN)
+    assert len(substitutes(LEFT, FULL, DROPPED, WORDS, config, "key")) == 5
+
+
+def test_9_sample_pdiff_of_nothing_allowed_is_nothing() -> None:
+    lone = Vocabulary(("left", "."), torch.tensor([True, False]), {"left": [0], ".": [1]})
+    even = torch.tensor([0.5, 0.5]).log()
+    for order in ORDERS:
+        assert substitutes(0, even, even, lone, SubstituteConfig(order=order, **OPEN), "key") == []
+
+
+@pytest.mark.parametrize("order", ["weighted", "sample_pdiff"])
+def test_9_draws_depend_on_their_key_alone(order: str) -> None:
+    config = SubstituteConfig(order=order, **OPEN)
+    drawn = [tuple(substitutes(LEFT, FULL, DROPPED, WORDS, config, "record", n, 3)) for n in range(40)]
+    torch.manual_seed(5)
+    again = [tuple(substitutes(LEFT, FULL, DROPPED, WORDS, config, "record", n, 3)) for n in range(40)]
+    assert drawn == again
+    assert len(set(drawn)) > 1
+
+
+def test_9_ties_go_to_the_lower_id_whatever_the_cut() -> None:
+    wide = Vocabulary.read(_Letters(), 26)
+    even = torch.zeros(26).log_softmax(-1)
+    for order, source in (("plausible", "drop"), ("pdiff_ascending", "full"), ("pdiff_ascending", "union")):
+        config = SubstituteConfig(order=order, source=source, top_m=3, **OPEN)
+        # `plausible` keeps none: nothing lies below gold's P_diff where all are equal.
+        expected = [] if order == "plausible" else [0, 1, 2]
+        assert substitutes(4, even, even, wide, config) == expected
+
+
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("gold", [LEFT, RIGHT, SMALL])
 def test_9_gold_its_variants_and_punctuation_never_appear(gold: int, order: str) -> None:
     found = substitutes(gold, FULL, DROPPED, WORDS, SubstituteConfig(order=order, **OPEN))
@@ -133,6 +208,14 @@ def test_10_later_edits_of_a_rank_keep_the_most_sensitive() -> None:
     found = list(edits(_branches(5), WORDS, config))
     assert [len(edit.substitutions) for edit in found[:2]] == [2, 1]
     assert [s.position for s in found[1].substitutions] == [1]
+
+
+def test_10_the_count_varies_on_request_only() -> None:
+    shared = {"sensitive": {"literal_n": True}}
+    substitute = {"vary_count": False, "order": "pdiff_ascending", **OPEN}
+    found = list(edits(_branches(5), WORDS, GenerateConfig.parse({"substitute": substitute, **shared})))
+    # "left" has two substitutes, "small" and "right" have three.
+    assert [len(edit.substitutions) for edit in found] == [3, 3, 2]
 
 
 def test_nothing_to_replace_gives_no_edit() -> None:

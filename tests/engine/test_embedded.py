@@ -66,8 +66,8 @@ def replay(vlm, prompt: list[int], steps: int) -> list[float]:
     ids, chosen = list(prompt), []
     for _ in range(steps):
         prefix = vlm.embed([ids], [None])
-        hidden = vlm.hidden(prefix.embeds, prefix.mask, prefix.positions)
-        logprob, token = vlm.logits(hidden[0, -1]).log_softmax(-1).max(-1)
+        hidden = vlm.prefill(prefix).last
+        logprob, token = vlm.logits(hidden[0]).log_softmax(-1).max(-1)
         ids.append(int(token))
         chosen.append(float(logprob))
     return chosen
@@ -80,7 +80,7 @@ async def test_an_image_answer_equals_the_models_own(client, vlm):
     (expected,) = vlm.generate_greedy(vlm.prefill(prefix), max_tokens=16)
     answer = await client.chat(ask("what is shown?", 3, max_tokens=16))
     assert answer.text.strip() == expected
-    assert answer.usage.prompt_tokens == prefix.mask.sum()
+    assert answer.usage.prompt_tokens == prefix.ends[0]
 
 
 async def test_it_states_what_an_answer_depends_on(client, model_folder):

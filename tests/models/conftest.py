@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from hscr.models.vlm import VLM
+from tests.models.converting import Checkpoint, make
 from tests.tiny_llava import build
 
 
@@ -16,3 +17,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def vlm(folder: Path) -> VLM:
     return VLM.load(folder)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Checkpoint:
+    """An original LLaVA-Med of a few thousand parameters."""
+    return make(tmp_path)

@@ -67,8 +67,9 @@ def test_6_dropping_shortens_the_prompt_after_the_projector(vlm: VLM, visual: to
     assert visual.shape[1] == vlm.image_token_count == 16
     prompt = vlm.prompt_ids(QUESTIONS[0])
     prefix = vlm.embed([prompt, prompt], [visual[0], visual[0][:5]])
-    assert prefix.mask.sum(-1).tolist() == [len(prompt) - 1 + 16, len(prompt) - 1 + 5]
-    assert prefix.positions[1, -1] == len(prompt) - 1 + 5 - 1
+    assert [len(row) for row in prefix.embeds] == [len(prompt) - 1 + 16, len(prompt) - 1 + 5]
+    assert prefix.ends == [len(prompt) - 1 + 16, len(prompt) - 1 + 5]
+    assert prefix.positions[1].tolist() == list(range(prefix.ends[1]))
 
 
 @torch.no_grad()

@@ -52,6 +52,8 @@ def test_uploaded_rows_become_consented_sources_with_their_images(gateway, store
         ({"rows": [], "consent": True}, 422, "invalid-input"),
         ({"rows": [ROW], "consent": True, "source_ids": []}, 422, "invalid-input"),
         ({"config": {"sead": 1}}, 422, "invalid-input"),
+        ({"config": {"degrade": {"mode": "attn_mask"}}}, 422, "invalid-config"),
+        ({"config": {"rerank": {"embedder": "/etc"}}}, 422, "invalid-config"),
         ({"then": {"evaluate": {"suite": "/etc/passwd"}}}, 422, "invalid-config"),
         ({"then": {"auto_promote": True}}, 403, "forbidden"),
     ],

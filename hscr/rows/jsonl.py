@@ -1,0 +1,43 @@
+"""Rows as lines of JSON."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hscr.rows.row import Row, Unusable, Why, parse_row
+from hscr.rows.source import RowSource
+
+
+def open_jsonl(path: Path, images: Path) -> RowSource:
+    """Blank lines are no rows; a line that is no JSON object is an unusable one, named by its number."""
+    digest, count = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        for line in file:
+            digest.update(line)
+            count += bool(line.strip())
+    return RowSource(digest.hexdigest(), count, lambda: _read(path, images))
+
+
+def _read(path: Path, images: Path) -> Iterator[Row | Unusable]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield parse_line(line, f"line {number}", images)
+
+
+def parse_line(line: bytes, place: str, images: Path) -> Row | Unusable:
+    values = parse_object(line)
+    if values is None:
+        return Unusable(place, None, Why.MALFORMED, "The row is no JSON object in UTF-8.")
+    return parse_row(values, place, images)
+
+
+def parse_object(text: bytes) -> dict[str, Any] | None:
+    """A JSON object in UTF-8, or None where the bytes are something else."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) else None

@@ -1,0 +1,36 @@
+"""The model that a run answers with: where it computes, and with which adapter. Imports torch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from hscr.errors import NotFound
+from hscr.models.vlm import VLM
+
+
+def load(model: Path, device: str, dtype: str) -> VLM:
+    """`auto` is CUDA and bfloat16 where there is a GPU, else CPU and float32. Raises NotFound."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    return VLM.load(model, device, dtype)
+
+
+@contextmanager
+def attached(vlm: VLM, adapter: Path | None, name: str) -> Iterator[str | None]:
+    """The name under which the adapter folder is loaded inside the block; None without one."""
+    if adapter is None:
+        yield None
+        return
+    vlm.load_adapter(adapter_folder(adapter), name)
+    yield name
+
+
+def adapter_folder(path: Path) -> Path:
+    """Raises NotFound when it holds no adapter."""
+    if not (path / "adapter_config.json").is_file():
+        raise NotFound(f"{path} holds no adapter.", remedy="Give a folder that `hscr finetune` wrote.")
+    return path

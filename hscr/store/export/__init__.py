@@ -1,0 +1,1 @@
+"""Preference records as other programs read them, and back."""
