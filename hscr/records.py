@@ -123,7 +123,7 @@ class Substitution(Record):
 
 
 class Change(Record):
-    """One token that differs from the substituted answer, to agree with the words before it."""
+    """One token that differs from the substituted answer, to agree with it or because all was decoded."""
 
     position: int = Field(ge=0, description="0-based; beyond the preferred answer's end where it got longer")
     old_id: int | None = Field(description="None where the answer got longer")

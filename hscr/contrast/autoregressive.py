@@ -10,6 +10,7 @@ import torch
 
 from hscr.config import GenerateConfig
 from hscr.contrast.edit import Branches, Edit, Place, apply, chosen_positions, counts, place
+from hscr.contrast.sensitive import is_alone
 from hscr.models.language import Context
 from hscr.models.vlm import VLM
 from hscr.models.vocabulary import Vocabulary
@@ -85,6 +86,7 @@ def _places(
                 config,
                 key=draft.key,
                 position=len(before),
+                alone=is_alone(draft.ids, vlm.vocabulary.content, config.sensitive),
             )
             for before, draft in row.items()
         }

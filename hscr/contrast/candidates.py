@@ -9,6 +9,7 @@ from torch import Tensor
 from hscr.config import GenerateConfig
 from hscr.contrast.agree import Agreed, agree
 from hscr.contrast.autoregressive import autoregressive_edits
+from hscr.contrast.decode import Request, Rule, decode
 from hscr.contrast.degrade import Seen, degraded
 from hscr.contrast.edit import Branches, Edit, edits
 from hscr.models.language import Context, View
@@ -35,8 +36,11 @@ def candidates(vlm: VLM, items: Sequence[Item], config: GenerateConfig) -> list[
     asked of an item afterwards continues these two.
     """
     shown = [Seen((item.id, config.seed), item.image, item.visual) for item in items]
-    views: list[View | Tensor] = [*(item.visual for item in items), *degraded(vlm, shown, config.degrade)]
-    context = vlm.prefill(vlm.embed([item.prompt for item in items] * 2, views))
+    views = degraded(vlm, shown, config.degrade)
+    if config.substitute.mode == "decoded":
+        return _decoded(vlm, items, views, config)
+    both: list[View | Tensor] = [*(item.visual for item in items), *views]
+    context = vlm.prefill(vlm.embed([item.prompt for item in items] * 2, both))
     proposed = _proposals(vlm, context, items, config)
     substitute = config.substitute
     # The control stays as it was drawn: what it would become in agreement is no longer random.
@@ -45,6 +49,31 @@ def candidates(vlm: VLM, items: Sequence[Item], config: GenerateConfig) -> list[
     nothing: list[list[Edit]] = [[] for _ in items]
     agreed = agree(vlm, context, proposed + nothing, plausibility=plausibility, rounds=rounds)
     return agreed[: len(items)]
+
+
+def _decoded(
+    vlm: VLM, items: Sequence[Item], views: Sequence[View], config: GenerateConfig
+) -> list[list[Agreed]]:
+    """Distinct draws from P_diff that end by themselves, in the order of their numbers."""
+    substitute = config.substitute
+    rule = Rule(substitute.beta, sample=True, seed=config.seed)
+    requests = [
+        Request(item.id, item.prompt, View.whole(item.visual), view, substitute.candidates)
+        for item, view in zip(items, views, strict=True)
+    ]
+    answers = decode(vlm, requests, rule, stop_id=vlm.eos_id, max_tokens=substitute.max_tokens)
+    drawn: dict[str, list[Edit]] = {item.id: [] for item in items}
+    for answer in sorted(answers, key=lambda answer: answer.number):
+        if answer.ids[-1] == vlm.eos_id:
+            drawn[answer.key].append(Edit(answer.ids, ()))
+    proposed = [_distinct(drawn[item.id], substitute.candidates) for item in items]
+    context = vlm.prefill(vlm.embed([item.prompt for item in items], [item.visual for item in items]))
+    agreed = agree(vlm, context, proposed, plausibility=0.0, rounds=0)
+    # All that differs from the preferred answer is a change; nothing of it was substituted.
+    return [
+        [one._replace(edit=Edit(item.ids, ())) for one in found]
+        for item, found in zip(items, agreed, strict=True)
+    ]
 
 
 def _proposals(vlm: VLM, context: Context, items: Sequence[Item], config: GenerateConfig) -> list[list[Edit]]:

@@ -7,15 +7,15 @@ waits for the longest, and memory depends on the number of slots alone.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 import torch
 from torch import Tensor
 
 from hscr.contrast.contrast import plausible, quantised
 from hscr.contrast.degrade import seeded
+from hscr.errors import InvalidConfig
 from hscr.models.attention import Memory
-from hscr.models.language import View
+from hscr.models.language import Context, View
 from hscr.models.vlm import VLM
 
 _READ_AT_ONCE = 4
@@ -23,18 +23,22 @@ _READ_AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to be decoded."""
+    """Answers to be decoded behind one prompt, which is read once for all of them."""
 
     key: str
-    """names the answer, and its random draws"""
+    """names the answers' random draws"""
     prompt: list[int]
     full: View
     dropped: View
+    count: int = 1
+    """how many; they differ where the rule draws"""
 
 
 @dataclass(frozen=True)
 class Decoded:
     key: str
+    number: int
+    """from 0 among the answers of its request"""
     ids: list[int]
     """end-of-sequence last, unless `max_tokens` came first"""
 
@@ -67,13 +71,14 @@ class Rule:
 
     def _draws(self, slot: "_Slot") -> torch.Generator:
         if slot.generator is None:
-            slot.generator = seeded("P_diff", slot.request.key, self.seed)
+            slot.generator = seeded("P_diff", slot.key, slot.number, self.seed)
         return slot.generator
 
 
 @dataclass
 class _Slot:
-    request: Request
+    key: str
+    number: int
     ids: list[int] = field(default_factory=list)
     generator: torch.Generator | None = None
 
@@ -91,16 +96,44 @@ def decode(
     """Answers in the order in which they end, each of at most `max_tokens`; `stop_id` None ends none earlier.
 
     A request's answer does not depend on its batch mates (to fp32 rounding, whose ties the rule breaks).
+    A request that asks for more answers than there are slots raises InvalidConfig.
+
     `compiled` runs the steps through torch.compile, on a GPU as CUDA graphs: always over all slots and all
     columns, so it pays where starting kernels costs more than that.
     """
-    waiting = iter(requests)
+    waiting = _Waiting(requests, slots)
     batch = _Batch(vlm, rule, slots, max_tokens, compiled=compiled)
     while True:
-        batch.admit(list(islice(waiting, batch.free)))
+        batch.admit(waiting)
         if not batch.slots:
             return
         yield from batch.advance(stop_id)
+
+
+class _Waiting:
+    """Requests in their order, each held back until there is room for all its answers."""
+
+    def __init__(self, requests: Iterable[Request], slots: int) -> None:
+        self._requests, self._slots = iter(requests), slots
+        self._next = self._checked()
+
+    def take(self, room: int) -> list[Request]:
+        """Some of those that fit into `room` slots, few enough to be read in one pass."""
+        taken: list[Request] = []
+        while self._next is not None and self._next.count <= room and len(taken) < _READ_AT_ONCE:
+            taken.append(self._next)
+            room -= self._next.count
+            self._next = self._checked()
+        return taken
+
+    def _checked(self) -> Request | None:
+        request = next(self._requests, None)
+        if request is not None and request.count > self._slots:
+            raise InvalidConfig(
+                f"{request.count} answers were asked of one prompt, but there are {self._slots} slots.",
+                remedy="Ask for fewer candidates or allow more slots.",
+            )
+        return request
 
 
 class _Batch:
@@ -116,15 +149,13 @@ class _Batch:
         mode = "reduce-overhead" if vlm.device.type == "cuda" else None
         self._compiled = torch.compile(vlm.read_on, dynamic=False, mode=mode) if compiled else None
 
-    @property
-    def free(self) -> int:
-        """How many requests may enter now: several at a time, so that prompts are read in batches."""
-        free = self._size - len(self.slots)
-        return free if free >= min(self._size, _READ_AT_ONCE) or not self.slots else 0
-
-    def admit(self, requests: Sequence[Request]) -> None:
-        for start in range(0, len(requests), _READ_AT_ONCE):
-            self._read(requests[start : start + _READ_AT_ONCE])
+    def admit(self, waiting: _Waiting) -> None:
+        """Fill free slots once there are several, so that prompts are read in batches."""
+        room = self._size - len(self.slots)
+        if self.slots and room < min(self._size, _READ_AT_ONCE):
+            return
+        while requests := waiting.take(self._size - len(self.slots)):
+            self._read(requests)
 
     def advance(self, stop_id: int | None) -> list[Decoded]:
         """One token more for each slot; gives back the answers that it ends."""
@@ -134,7 +165,7 @@ class _Batch:
             slot.ids.append(token)
         ended = [slot.ids[-1] == stop_id or len(slot.ids) == self._max_tokens for slot in self.slots]
         done = [r for r, end in enumerate(ended) if end]
-        answers = [Decoded(self.slots[r].request.key, self.slots[r].ids) for r in done]
+        answers = [Decoded(slot.key, slot.number, slot.ids) for slot in map(self.slots.__getitem__, done)]
         for r in reversed(done):
             self._leave(r)
         if self.slots:
@@ -142,24 +173,30 @@ class _Batch:
         return answers
 
     def _read(self, requests: Sequence[Request]) -> None:
-        """Prefill both streams of all requests in one pass, and give each a slot."""
-        count, start = len(requests), len(self.slots)
+        """Prefill both streams of all requests in one pass, and give each answer a slot."""
         views = [*(request.full for request in requests), *(request.dropped for request in requests)]
         context = self._vlm.prefill(self._vlm.embed([request.prompt for request in requests] * 2, views))
         if not self._memories:
             like = context.parts[0].memory
             self._memories = [Memory.blank(like, self._size, 0) for _ in range(2)]
+        start = len(self.slots)
+        self.slots += [_Slot(request.key, n) for request in requests for n in range(request.count)]
+        of_slot = [number for number, request in enumerate(requests) for _ in range(request.count)]
+        for stream, memory in enumerate(self._memories):
+            rows = [stream * len(requests) + number for number in of_slot]
+            self._fill(memory, start, rows, context)
+            self._hidden[stream, start : len(self.slots)] = context.last[rows]
+            ends = torch.tensor([context.ends[row] for row in rows], device=self._vlm.device)
+            self._positions[stream, start : len(self.slots)] = ends
+
+    def _fill(self, memory: Memory, start: int, rows: Sequence[int], context: Context) -> None:
+        """Copy what rows `rows` of the context have read into the slots from `start` on."""
         for part in context.parts:
-            for stream, memory in enumerate(self._memories):
-                taken = [i for i, row in enumerate(part.rows) if row // count == stream]
-                if not taken:
-                    continue
+            place = {row: i for i, row in enumerate(part.rows)}
+            slots = [slot for slot, row in enumerate(rows, start) if row in place]
+            if slots:
                 memory.reserve(part.memory.capacity + self._max_tokens)
-                memory.put([start + part.rows[i] % count for i in taken], part.memory, taken)
-        self._hidden[:, start : start + count] = context.last.view(2, count, -1)
-        ends = torch.tensor(context.ends, device=self._vlm.device)
-        self._positions[:, start : start + count] = ends.view(2, count)
-        self.slots += [_Slot(request) for request in requests]
+                memory.put(slots, part.memory, [place[rows[slot - start]] for slot in slots])
 
     def _step(self) -> None:
         used = len(self.slots)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hscr.config import GenerateConfig, SubstituteConfig
 from hscr.contrast.contrast import log_p_diff
-from hscr.contrast.sensitive import eligible_positions, sensitive_positions, sensitivity
+from hscr.contrast.sensitive import eligible_positions, is_alone, sensitive_positions, sensitivity
 from hscr.contrast.substitute import random_substitutes, substitutes
 from hscr.models.vocabulary import Vocabulary
 from hscr.records import Substitution
@@ -35,8 +35,8 @@ class Edit(NamedTuple):
 
     @property
     def first(self) -> int:
-        """The lowest substituted position."""
-        return min(substitution.position for substitution in self.substitutions)
+        """The lowest substituted position; 0 without any."""
+        return min((substitution.position for substitution in self.substitutions), default=0)
 
 
 class Place(NamedTuple):
@@ -71,15 +71,17 @@ def place(
     *,
     key: str,
     position: int,
+    alone: bool,
 ) -> Place:
     """What may replace `gold`, from logits [V] of the full and the dropped branch before it.
 
-    key: id of the source; with the seed and the position it names the random draws.
+    key: id of the source; with the seed and the position it names the random draws. alone: whether the
+    answer has no other word to replace.
     """
     z_full, z_drop = (z.cpu() for z in logits)
     logprobs = z_full.log_softmax(-1), z_drop.log_softmax(-1)
     draw = (key, config.seed, position)
-    tokens = substitutes(gold, *logprobs, vocabulary, config.substitute, *draw)
+    tokens = substitutes(gold, *logprobs, vocabulary, config.substitute, *draw, alone=alone)
     if config.substitute.negatives == "random":
         # As many as HSCR would have, at the places where it has any: nothing but the choice is random.
         tokens = random_substitutes(gold, vocabulary, len(tokens), *draw)
@@ -95,8 +97,9 @@ def edits(branches: Branches, vocabulary: Vocabulary, config: GenerateConfig) ->
     fewer of the most sensitive: answers near to and far from y_w are what makes levels.
     """
     key, ids, full, dropped = branches
+    alone = is_alone(ids, vocabulary.content, config.sensitive)
     places = [
-        place(ids[t], (full[t], dropped[t]), vocabulary, config, key=key, position=t)
+        place(ids[t], (full[t], dropped[t]), vocabulary, config, key=key, position=t, alone=alone)
         for t in chosen_positions(branches, vocabulary, config)
     ]
     for rank in range(max((len(spot.new_ids) for spot in places), default=0)):

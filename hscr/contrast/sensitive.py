@@ -42,6 +42,11 @@ def eligible_positions(ids: list[int], content: Tensor, config: SensitiveConfig)
     return eligible
 
 
+def is_alone(ids: list[int], content: Tensor, config: SensitiveConfig) -> bool:
+    """Whether an answer has a single position that may be replaced."""
+    return int(eligible_positions(ids, content, config).sum()) == 1
+
+
 def sensitive_positions(scores: Tensor, eligible: Tensor, config: SensitiveConfig) -> list[int]:
     """Eligible positions, most sensitive first, ties to the lowest; scores [T], eligible [T] bool.
 

@@ -10,7 +10,13 @@ from hscr.models.vocabulary import Vocabulary
 
 
 def substitutes(
-    gold: int, full: Tensor, dropped: Tensor, vocabulary: Vocabulary, config: SubstituteConfig, *key: object
+    gold: int,
+    full: Tensor,
+    dropped: Tensor,
+    vocabulary: Vocabulary,
+    config: SubstituteConfig,
+    *key: object,
+    alone: bool = False,
 ) -> list[int]:
     """Ids that may stand for `gold`, in the order in which the candidates take them.
 
@@ -20,9 +26,13 @@ def substitutes(
     below gold's P_diff, most probable when the image is overlooked first; `pdiff_ascending` is Eq. 4 as
     printed; ties go to the lower id. `weighted` draws C_t without replacement in proportion to 1 / P_diff,
     `sample_pdiff` one token per candidate from P_diff over all allowed; `key` names the draw.
+
+    A word that is `alone` in its answer, as yes or no, has the best alternative there is: what the model
+    would rather say, or finds implausible beside the word itself, counts as well.
     """
     allowed = _others(gold, vocabulary)
-    allowed &= plausible(dropped, config.plausibility) & plausible(full, config.full_plausibility)
+    if not alone:
+        allowed &= plausible(dropped, config.plausibility) & plausible(full, config.full_plausibility)
     difference = log_p_diff(full, dropped, config.beta)
     if config.order == "sample_pdiff":
         return _drawn(difference, allowed, config.candidates, *key)
@@ -30,8 +40,8 @@ def substitutes(
     found = {token for branch in branches for token in _top(branch, allowed, config.top_m)}
     tokens = torch.tensor(sorted(found), dtype=torch.long)
     if config.order == "plausible":
-        below = tokens[quantised(difference[tokens]) < quantised(difference[gold])]
-        return _sorted(below, -quantised(dropped[below]))
+        fits = tokens if alone else tokens[quantised(difference[tokens]) < quantised(difference[gold])]
+        return _sorted(fits, -quantised(dropped[fits]))
     if config.order == "pdiff_ascending":
         return _sorted(tokens, quantised(difference[tokens]))
     # Exponential clocks of rate 1 / P_diff ring in this order (Efraimidis and Spirakis 2006).

@@ -101,17 +101,19 @@ def test_11_the_edited_prefix_reaches_both_branches_as_without_a_cache(vlm: VLM,
 
 def test_11_every_choice_is_the_one_of_its_own_prefix(vlm: VLM, read: Read) -> None:
     from hscr.contrast.edit import place
+    from hscr.contrast.sensitive import is_alone
 
     settings = config(order="plausible", candidates=8)
     differing = 0
     for source, views, found in zip(read.sources, read.views, made(vlm, read, settings), strict=True):
+        alone = is_alone(source.ids, vlm.vocabulary.content, settings.sensitive)
         teacher_forced = {edit.ids[-2] for edit in edits(source, vlm.vocabulary, settings)}
         for edit in found:
             for swap in edit.substitutions:
                 at = swap.position
                 logits = uncached(vlm, views[0], edit.ids, at), uncached(vlm, views[1], edit.ids, at)
                 gold = source.ids[at]
-                spot = place(gold, logits, vlm.vocabulary, settings, key=source.key, position=at)
+                spot = place(gold, logits, vlm.vocabulary, settings, key=source.key, position=at, alone=alone)
                 assert swap.new_id in spot.new_ids
             differing += edit.ids[-2] not in teacher_forced
     assert differing > 0

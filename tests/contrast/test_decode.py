@@ -1,6 +1,7 @@
 """Free decoding from P_diff (algorithms §6: 1, 2, 11) and continuous batching."""
 
 import shutil
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from hscr.contrast.contrast import log_p_diff, quantised
 from hscr.contrast.decode import Request, Rule, decode
+from hscr.errors import InvalidConfig
 from hscr.models.language import View
 from hscr.models.vlm import VLM
 from tests.tiny_llava import picture
@@ -91,6 +93,20 @@ def test_sampling_follows_the_seed_and_the_key(vlm: VLM, requests: list[Request]
     twins = [Request(key, requests[0].prompt, requests[0].full, requests[0].dropped) for key in ("a", "b")]
     drawn = run(vlm, twins, Rule(sample=True))
     assert drawn["a"] != drawn["b"]
+
+
+def test_candidates_share_a_prompt_and_draw_for_themselves(vlm: VLM, requests: list[Request]) -> None:
+    asked = [replace(request, count=3) for request in requests]
+    with torch.inference_mode():
+        for slots in (4, 7, 18):
+            ended = list(decode(vlm, asked, Rule(sample=True), stop_id=None, slots=slots, max_tokens=TOKENS))
+            found = {(done.key, done.number): done.ids for done in ended}
+            assert len(found) == 3 * len(requests)
+            firsts = {key: ids for (key, number), ids in found.items() if number == 0}
+            assert firsts == run(vlm, requests, Rule(sample=True))
+            assert len({tuple(ids) for ids in found.values()}) > 2 * len(requests)
+    with pytest.raises(InvalidConfig, match="3 answers were asked of one prompt, but there are 2 slots"):
+        run(vlm, asked, Rule(), slots=2)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

@@ -80,3 +80,23 @@ def test_no_dispreferred_answer_says_what_the_preferred_one_says(vlm: VLM, examp
         and kinds[record.source] != "caption"
     ]
     assert len(same) <= 0.1 * len(made), same
+
+
+def test_decoded_answers_are_the_models_own_words(vlm: VLM, examples: list[Example]) -> None:
+    config = GenerateConfig.parse({"substitute": {"mode": "decoded", "candidates": 4}})
+    few = list(sources(examples))[:24]
+    made = [one for one in generate(vlm, few, config) if isinstance(one, PreferenceRecord)]
+    assert len(made) > 5
+    for record in made:
+        for response in record.rejected:
+            assert response.substitutions == ()
+            ids: dict[int, int | None] = dict(enumerate(vlm.completion_ids(record.chosen)))
+            ids |= {change.position: change.new_id for change in response.changes}
+            assert [token for _, token in sorted(ids.items()) if token is not None] == vlm.completion_ids(
+                response.text
+            )
+    again = [
+        one for one in generate(vlm, few[::-1], config, batch_size=5) if isinstance(one, PreferenceRecord)
+    ]
+    texts = {one.id: [response.text for response in one.rejected] for one in again}
+    assert texts == {one.id: [response.text for response in one.rejected] for one in made}

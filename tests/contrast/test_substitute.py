@@ -56,6 +56,17 @@ def test_9_plausible_keeps_only_those_below_gold() -> None:
     assert substitutes(SMALL, FULL, DROPPED, WORDS, SubstituteConfig(**OPEN)) == [RIGHT, 1]
 
 
+def test_9_a_word_alone_has_the_best_alternative_there_is() -> None:
+    """P_diff of "left" lies above that of "small", and a cut would leave nothing: a lone word has both."""
+    strict = SubstituteConfig(plausibility=1.0, full_plausibility=1.0)
+    assert substitutes(SMALL, FULL, DROPPED, WORDS, strict) == []
+    assert substitutes(SMALL, FULL, DROPPED, WORDS, strict, alone=True) == [RIGHT, LEFT, 1]
+    ids = [SMALL, STOP, END]
+    branches = Branches("k", ids, FULL.expand(3, -1), DROPPED.expand(3, -1))
+    made = [edit.ids for edit in edits(branches, WORDS, GenerateConfig(substitute=strict))]
+    assert made == [[RIGHT, STOP, END], [LEFT, STOP, END], [1, STOP, END]]
+
+
 def test_9_ascending_is_equation_4_as_printed() -> None:
     config = SubstituteConfig(order="pdiff_ascending", **OPEN)
     found = substitutes(SMALL, FULL, DROPPED, WORDS, config)
