@@ -83,10 +83,10 @@ def test_no_dispreferred_answer_says_what_the_preferred_one_says(vlm: VLM, examp
 
 
 def test_decoded_answers_are_the_models_own_words(vlm: VLM, examples: list[Example]) -> None:
-    config = GenerateConfig.parse({"substitute": {"mode": "decoded", "candidates": 4}})
+    config = GenerateConfig.parse({"substitute": {"mode": "decoded", "beta": 0.0}})
     few = list(sources(examples))[:24]
     made = [one for one in generate(vlm, few, config) if isinstance(one, PreferenceRecord)]
-    assert len(made) > 5
+    assert len(made) >= 3
     for record in made:
         for response in record.rejected:
             assert response.substitutions == ()
