@@ -3,10 +3,10 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 LOCKS := requirements/torch-cpu.txt requirements/torch-cuda.txt requirements/install.sh pyproject.toml
 
-.PHONY: help demo up test test-demo check format lock clean
+.PHONY: help demo up test test-demo bench-training bench-generation check format lock clean
 
 help: ## List the commands
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## The whole loop on this machine: ask, prefer, fine-tune, judge, swap (first run installs; minutes)
 	@HSCR_STARTED=$$(date +%s.%N); export HSCR_STARTED; \
@@ -20,6 +20,12 @@ test: .venv/dev ## The whole test suite: real Redis, real workers, real HTTP
 
 test-demo: .venv/dev ## The demo on a smaller ward, as a test (3 minutes)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m demo tests/demo
+
+bench-training: .venv/dev ## A preference-training step against TRL's on all pairs
+	@$(PY) -m benchmarks.training --plot docs/benchmarks/training.png $(ARGS)
+
+bench-generation: .venv/dev ## Contrastive decoding against VCD's loop and the strongest batch of transformers
+	@$(PY) -m benchmarks.generation --plot docs/benchmarks/generation.png $(ARGS)
 
 check: .venv/dev ## Style, types, import contracts, documentation
 	@.venv/bin/ruff check && .venv/bin/ruff format --check

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hscr.errors import InvalidConfig
+from hscr.recipes import read_settings
 
 
 class Config(BaseModel):
@@ -113,10 +114,11 @@ class SubstituteConfig(Config):
         default="hscr",
         description="`random` draws substitutes uniformly: the control of an honest report",
     )
-    mode: Literal["teacher_forced", "autoregressive"] = Field(
+    mode: Literal["teacher_forced", "autoregressive", "decoded"] = Field(
         default="teacher_forced",
         description="every substitute is chosen beside the preferred answer's own words, or, left to right, "
-        "after those already substituted",
+        "after those already substituted; or nothing is substituted and whole answers are drawn from P_diff "
+        "(Eq. 4 as a distribution over answers)",
     )
     beta: float = Field(default=0.9, ge=0, description="contrast weight of Eq. 3")
     source: Literal["drop", "full", "union"] = Field(
@@ -145,14 +147,17 @@ class SubstituteConfig(Config):
     min_probability: float = Field(
         default=0.01, ge=0, lt=1, description="floor on the mean token probability; 0 is off"
     )
-    candidates: int = Field(default=8, ge=1, description="k of Eq. 4")
+    candidates: int = Field(default=8, ge=1, le=64, description="k of Eq. 4")
+    max_tokens: int = Field(
+        default=64, ge=1, description="of a decoded answer; longer ones are no candidates"
+    )
     vary_count: bool = Field(
         default=True, description="candidates with n, 3n/4, n/2 and n/4 tokens replaced, not all with n"
     )
 
     @model_validator(mode="after")
     def _means_something(self) -> Self:
-        if self.negatives == "random" and self.mode == "autoregressive":
+        if self.negatives == "random" and self.mode != "teacher_forced":
             raise InvalidConfig(
                 "substitute: random negatives look at no prefix.",
                 remedy="Set substitute.mode to teacher_forced.",
@@ -260,6 +265,11 @@ class EvaluateConfig(Config):
 
 class LoopConfig(Config):
     """One turn of the loop, as beat or a person starts it."""
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Self:
+        """Read a TOML file, or a recipe by its name (`hscr recipes`). Raises InvalidConfig."""
+        return cls.parse(read_settings(path))
 
     finetune: FinetuneConfig = FinetuneConfig()
     generate: GenerateConfig = GenerateConfig()

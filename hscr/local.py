@@ -3,8 +3,9 @@
 import io
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import torch
 from PIL import Image
@@ -16,15 +17,26 @@ from hscr.evaluate.metrics import DEPENDENCE, Outcome, score, summarise
 from hscr.evaluate.suites import Suite, load_suite
 from hscr.imaging.decode import prepare
 from hscr.imaging.guard import Limits
+from hscr.learn.examples import Pair
 from hscr.learn.trainer import FinetuneResult, finetune
 from hscr.models.vlm import VLM
-from hscr.runs.model import attached
+from hscr.runs.model import attached, load
 from hscr.store.export.read import read_records
 
 BASE, CANDIDATE = "base", "candidate"
 _BATCH = 32
 
 Progress = Callable[[int, int], None]
+
+
+class FinetuneOptions(TypedDict, total=False):
+    """What `hscr.learn.trainer.finetune` takes besides records and configuration."""
+
+    on_progress: Callable[[int, int, dict[str, float]], None]
+    checkpoint_every: int
+    resume: bool
+    report_to: Sequence[Literal["tensorboard", "mlflow"]]
+    cache_dir: Path | None
 
 
 class Compared(NamedTuple):
@@ -57,18 +69,23 @@ def finetune_records(
     folder: Path,
     config: FinetuneConfig,
     *,
-    on_progress: Callable[[int, int, dict[str, float]], None] = lambda _step, _steps, _metrics: None,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: Literal["nf4"] | None = None,
+    **options: Unpack[FinetuneOptions],
 ) -> FinetuneResult:
     """Train an adapter on records, as a run's folder, Parquet or JSONL, and write it to `folder`.
 
+    `options` are those of `hscr.learn.trainer.finetune`, which says what else is raised.
     Raises InvalidRecord, NotFound.
     """
-    pictures: dict[str, Image.Image] = {}
-    examples = []
+    pictures: dict[str, bytes] = {}
+    examples: list[Pair] = []
     for record, png, _ in read_records(records):
-        picture = pictures.setdefault(record.image_digest, _open(png))
-        examples.append((record, picture))
-    return finetune(VLM.load(model), examples, config, out_dir=folder, on_progress=on_progress)
+        # Decoded when a step needs it: pixels take many times the memory of a PNG.
+        examples.append((record, partial(_open, pictures.setdefault(record.image_digest, png))))
+    vlm = load(model, device, dtype, quantize=quantize)
+    return finetune(vlm, examples, config, out_dir=folder, **options)
 
 
 def evaluate_adapter(

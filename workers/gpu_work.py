@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,10 +75,9 @@ class Workbench:
         """Arguments: records (path of JSON lines), out, config. Events: progress."""
         lines = Path(arguments["records"]).read_text().splitlines()
         records = [PreferenceRecord.model_validate_json(line) for line in lines]
-        images = {digest: self._image(digest) for digest in {record.image_digest for record in records}}
         result = finetune(
             self.vlm,
-            [(record, images[record.image_digest]) for record in records],
+            [(record, partial(self._image, record.image_digest)) for record in records],
             FinetuneConfig.parse(arguments["config"]),
             out_dir=arguments["out"],
             on_progress=lambda step, steps, metrics: channel.send(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import typer
 
+from hscr.cli.ablate import ablate, recipes
 from hscr.cli.admin import db, keys
 from hscr.cli.ask import ask, caption
 from hscr.cli.common import complaints
@@ -27,7 +28,7 @@ app = typer.Typer(
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "On this machine": (demo, up, doctor, convert),
     "Asking": (ask, caption),
-    "Learning": (generate, finetune, evaluate, export),
+    "Learning": (generate, finetune, evaluate, export, ablate, recipes),
     "Releasing": (status, promote, rollback),
 }
 for panel, commands in _PANELS.items():

@@ -1,5 +1,6 @@
 """The loop's steps on files alone, without a stack: what `--out`, `--records` and `--adapter` ask for."""
 
+import os
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -107,16 +108,21 @@ def export_live(home: Path, method: str, out: Path, form: Form, *, as_json: bool
         _show_export(write(stored, out, form), as_json=as_json)
 
 
-def finetune(model: Path, records: Path, out: Path, loop: LoopConfig, *, as_json: bool) -> None:
+def finetune(
+    model: Path, records: Path, out: Path, loop: LoopConfig, options: dict[str, Any], *, as_json: bool
+) -> None:
     from hscr import local  # torch
 
-    with Progress(console=complaints) as bars:
+    leads = os.environ.get("RANK", "0") == "0"  # of the processes of `accelerate launch`, one speaks
+    with Progress(console=complaints, disable=not leads) as bars:
         task = bars.add_task("finetune", total=None)
 
         def advance(step: int, steps: int, metrics: dict[str, float]) -> None:
             bars.update(task, completed=step, total=steps, description=f"loss {metrics['loss']:.3f}")
 
-        result = local.finetune_records(model, records, out, loop.finetune, on_progress=advance)
+        result = local.finetune_records(model, records, out, loop.finetune, on_progress=advance, **options)
+    if not leads:
+        return
     for warning in result.warnings:
         complaints.print(warning, markup=False)
     if as_json:

@@ -46,6 +46,16 @@ RecordsIn = Annotated[
     typer.Option(help="Folder of `hscr generate --out` or of an export, or its .parquet or .jsonl file."),
 ]
 AdapterOut = Annotated[Path | None, typer.Option(help="With --records: new folder for the adapter.")]
+CheckpointEvery = Annotated[int, typer.Option(min=0, help="With --records: steps; 0 writes none.")]
+ResumeTraining = Annotated[bool, typer.Option("--resume", help="With --records: from its last checkpoint.")]
+ReportTo = Annotated[
+    Literal["tensorboard", "mlflow"] | None,
+    typer.Option(help="With --records: send the metrics there, TensorBoard's to OUT.runs."),
+]
+Quantize = Annotated[
+    Literal["nf4"] | None, typer.Option(help="With --records: hold the base model in four bits (QLoRA).")
+]
+CacheDir = Annotated[Path | None, typer.Option(help="With --records: keep the reference's log-probs there.")]
 Judge = Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Judge the result.")]
 Version = Annotated[str | None, typer.Argument(help="To be judged on the stack.", show_default=False)]
 AdapterFolder = Annotated[Path | None, typer.Option(help="To be judged here, without a stack.")]
@@ -122,6 +132,13 @@ def finetune(
     records: RecordsIn = None,
     out: AdapterOut = None,
     model: Model = PHANTOM,
+    checkpoint_every: CheckpointEvery = 0,
+    resume: ResumeTraining = False,
+    report_to: ReportTo = None,
+    cache_dir: CacheDir = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
     method: Method = "hscr",
     judge: Judge = True,
     auto_promote: Promote = False,
@@ -135,14 +152,29 @@ def finetune(
 
     Examples:
 
-        hscr finetune --wait
-        hscr finetune --records records --out adapter
+        hscr finetune --wait                                              on the stack
+        hscr finetune --records records --out adapter                     here, without one
+        hscr finetune --records records --out adapter --checkpoint-every 50 --report-to tensorboard
+        hscr finetune --records records --out adapter --checkpoint-every 50 --resume
+        accelerate launch .venv/bin/hscr finetune --records records --out adapter
+
+    A resumed run ends with the very adapter of one that was never killed. Under accelerate launch, DDP, FSDP
+    and DeepSpeed are accelerate's own configuration.
     """
     loop = _loop(config)
     if (records is None) != (out is None):
         raise InvalidInput("--records and --out belong together.", remedy="Give both, or neither.")
     if records is not None and out is not None:
-        here.finetune(model, records, out, loop, as_json=as_json)
+        options = {
+            "checkpoint_every": checkpoint_every,
+            "resume": resume,
+            "report_to": [report_to] if report_to else [],
+            "cache_dir": cache_dir,
+            "device": device,
+            "dtype": dtype,
+            "quantize": quantize,
+        }
+        here.finetune(model, records, out, loop, options, as_json=as_json)
         return
     evaluate_with = loop.evaluate if judge else None
     with Client(url, key) as client:

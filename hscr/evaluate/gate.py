@@ -109,6 +109,7 @@ def interval(
     config: GateConfig,
     *,
     cells: Sequence[tuple[str, str]] | None = None,
+    runs: Sequence[object] | None = None,
     seed: int = 0,
 ) -> Interval:
     """Percentile bootstrap of a macro-averaged mean, whole clusters resampled with replacement.
@@ -119,15 +120,17 @@ def interval(
         config: number of resamples and two-sided confidence.
         cells: (outer, inner) group of each, [n]; the statistic is the mean over outer groups of the mean
             over inner groups of the mean. None is the plain mean. A group absent from a resample is left out.
+        runs: the training run each belongs to, [n], where several runs answered the same questions. Runs are
+            then resampled too, independently of clusters: the pigeonhole bootstrap (Owen 2007). It overstates
+            what single answers vary by, and with R runs sees (R - 1) / R of the variance between runs.
         seed: of the resampling.
     """
     values = np.asarray(gains, dtype=np.float64)
     if not len(values) or not np.isfinite(values).all():
         raise InvalidInput("A compared value is missing or not a number.", remedy="Score every item again.")
-    sums, counts, outer = _tables(values, clusters, cells or [("", "")] * len(values))
-    number = len(sums)
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(number, np.full(number, 1 / number), size=config.resamples).astype(np.float64)
+    units = [*zip(clusters, *([] if runs is None else [runs]), strict=True)]
+    sums, counts, outer = _tables(values, units, cells or [("", "")] * len(values))
+    weights = _weights(list(dict.fromkeys(units)), config.resamples, np.random.default_rng(seed))
     draws = _macro(weights @ sums, weights @ counts, outer)
     tail = (1 - config.confidence) / 2
     low, high = np.quantile(draws, (tail, 1 - tail))
@@ -135,11 +138,21 @@ def interval(
     return Interval(mean=float(observed[0]), low=float(low), high=float(high))
 
 
+def _weights(units: Sequence[tuple[object, ...]], resamples: int, rng: np.random.Generator) -> Floats:
+    """[resamples, units]: how often each unit is drawn when each of its labels is drawn by itself."""
+    weights = np.ones((resamples, len(units)))
+    for labels in zip(*units, strict=True):
+        rows = _numbered(labels)
+        number = max(rows) + 1
+        weights *= rng.multinomial(number, np.full(number, 1 / number), size=resamples)[:, rows]
+    return weights
+
+
 def _tables(
-    values: Floats, clusters: Sequence[str], cells: Sequence[tuple[str, str]]
+    values: Floats, units: Sequence[tuple[object, ...]], cells: Sequence[tuple[str, str]]
 ) -> tuple[Floats, Floats, Floats]:
-    """Sum and count per (cluster, cell), both [clusters, cells], and membership [cells, outer groups]."""
-    rows = _numbered(clusters)
+    """Sum and count per (unit, cell), both [units, cells], and membership [cells, outer groups]."""
+    rows = _numbered(units)
     columns = _numbered(cells)
     shape = (max(rows) + 1, max(columns) + 1)
     sums, counts = np.zeros(shape), np.zeros(shape)

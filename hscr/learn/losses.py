@@ -5,7 +5,7 @@ is the preferred answer, columns 1..J the dispreferred ones by descending simila
 is False in slots that a record leaves empty. Padding is taken out by selection, so it may hold anything.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,25 +13,38 @@ from torch.nn.functional import softplus
 
 
 class PreferenceLoss(NamedTuple):
-    """Sums over a record's pairs, [B] each; their sum is Eq. 7 before the mean over the batch."""
+    """Of each record, [B]; their weighted sum is Eq. 7 before the mean over the batch."""
 
     explicit: Tensor
-    """L_E: preferred against each dispreferred (Eq. 5)"""
+    """L_E: preferred against each dispreferred (Eq. 5); with one pair this is DPO (Eq. 2)"""
     implicit: Tensor
     """L_I: each dispreferred against each less similar one (Eq. 6); 0 with fewer than two"""
 
 
-def preference_loss(ratios: Tensor, present: Tensor, gamma: float) -> PreferenceLoss:
+def preference_loss(
+    ratios: Tensor,
+    present: Tensor,
+    gamma: float,
+    *,
+    reduction: Literal["sum", "mean"] = "sum",
+    detach_winner: bool = False,
+) -> PreferenceLoss:
     """-log σ(γ(r_i - r_m)) over all i < m that are present: RankNet over the ordered list.
 
     γ plays DPO's β. At π = ρ each pair costs ln 2, and the gradient of Eq. 7 pushes the closest
-    dispreferred answer up at first: that is what the implicit term implies.
+    dispreferred answer up at first: that is what the implicit term implies, unless `detach_winner` takes the
+    more similar answer of its pairs for a constant. `mean` divides by the record's number of pairs.
     """
-    ratios = torch.where(present, ratios, 0.0)
-    pairs = softplus(-gamma * (ratios[:, :, None] - ratios[:, None, :]))
-    ordered = torch.ones_like(pairs, dtype=torch.bool).triu(1)
-    pairs = torch.where(ordered & present[:, :, None] & present[:, None, :], pairs, 0.0)
-    return PreferenceLoss(explicit=pairs[:, 0].sum(-1), implicit=pairs[:, 1:].sum((-1, -2)))
+    ratios = torch.where(present, ratios.float(), 0.0)
+    winners = ratios[:, :, None]
+    if detach_winner:
+        winners = torch.cat([winners[:, :1], winners[:, 1:].detach()], dim=1)
+    ordered = torch.ones(ratios.shape[1], ratios.shape[1], dtype=torch.bool, device=ratios.device).triu(1)
+    counted = ordered & present[:, :, None] & present[:, None, :]
+    pairs = torch.where(counted, softplus(-gamma * (winners - ratios[:, None, :])), 0.0)
+    if reduction == "mean":
+        pairs = pairs / counted.sum((1, 2), keepdim=True).clamp(min=1)
+    return PreferenceLoss(explicit=pairs[:, 0].sum(-1), implicit=pairs[:, 1:].sum((1, 2)))
 
 
 def nll(logps: Tensor, lengths: Tensor) -> Tensor:
@@ -39,19 +52,18 @@ def nll(logps: Tensor, lengths: Tensor) -> Tensor:
     return -logps / lengths
 
 
-def reward_metrics(ratios: Tensor, present: Tensor, gamma: float) -> dict[str, float]:
-    """TRL's figures of one batch: rewards are γr; accuracy counts pairs whose margin is strictly positive.
+def reward_values(ratios: Tensor, present: Tensor, gamma: float) -> dict[str, Tensor]:
+    """What TRL averages under these names: rewards are γr; a pair is accurate when its margin is positive.
 
-    `logratio/chosen` is the mean r(y_w) itself: below 0 the preferred answers became less probable.
+    One value per record for `rewards/chosen`, else one per dispreferred answer. The mean of
+    `logratio/chosen`, r(y_w) itself, is negative where the preferred answers became less probable.
     """
     rewards, rejected = gamma * ratios.detach(), present[:, 1:]
-    found = {
-        "rewards/chosen": float(rewards[:, 0].mean()),
-        "logratio/chosen": float(ratios[:, 0].detach().mean()),
+    margins = (rewards[:, :1] - rewards[:, 1:])[rejected]
+    return {
+        "rewards/chosen": rewards[:, 0],
+        "logratio/chosen": ratios[:, 0].detach(),
+        "rewards/rejected": rewards[:, 1:][rejected],
+        "rewards/margins": margins,
+        "rewards/accuracies": (margins > 0).float(),
     }
-    if rejected.any():
-        margins = (rewards[:, :1] - rewards[:, 1:])[rejected]
-        found["rewards/rejected"] = float(rewards[:, 1:][rejected].mean())
-        found["rewards/margins"] = float(margins.mean())
-        found["rewards/accuracies"] = float((margins > 0).float().mean())
-    return found

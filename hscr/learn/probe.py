@@ -4,34 +4,34 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from hscr.learn.examples import Pair, openers
 from hscr.models.vlm import VLM
-from hscr.records import PreferenceRecord
 
 ITEMS = 4
 _CANDIDATES = 16
 _MAX_TOKENS = 32
 
 
-def probe_adapter(
-    vlm: VLM, adapter: str, examples: Sequence[tuple[PreferenceRecord, Tensor]]
-) -> dict[str, Any]:
+def probe_adapter(vlm: VLM, adapter: str, pairs: Sequence[Pair]) -> dict[str, Any]:
     """`{"items": [...]}`: at most four questions of training images where the adapter changes most.
 
     Each item has image_digest, question, completion (the adapter's own greedy answer, so that an engine at
     temperature 0 must say it), and the fp32 log-prob of each of its tokens, end-of-sequence included, as
     token_logprobs_base and token_logprobs_adapter.
     """
-    by_image = {record.image_digest: (record, visual) for record, visual in examples}
+    by_image = {record.image_digest: record for record, _ in sorted(pairs, key=lambda pair: pair[0].id)}
     tried = list(by_image.values())[:_CANDIDATES]
-    prompts = [vlm.prompt_ids(record.question) for record, _ in tried]
+    opened = openers(pairs)
+    tokens = vlm.encode({record.image_digest: opened[record.image_digest]() for record in tried})
+    visual = [tokens[record.image_digest] for record in tried]
+    prompts = [vlm.prompt_ids(record.question) for record in tried]
     with torch.inference_mode():
-        prefix = vlm.embed(prompts, [visual for _, visual in tried])
+        prefix = vlm.embed(prompts, visual)
         with vlm.use(adapter):
             context = vlm.prefill(prefix)
             spoken = vlm.generate_greedy(context, _MAX_TOKENS)
-            texts = [text or record.chosen for text, (record, _) in zip(spoken, tried, strict=True)]
+            texts = [text or record.chosen for text, record in zip(spoken, tried, strict=True)]
             completions = [[ids] for ids in vlm.completions_ids(texts)]
             changed = [row for (row,) in vlm.completion_logprobs(context, completions)]
         with vlm.use(None):
@@ -41,8 +41,8 @@ def probe_adapter(
     return {
         "items": [
             {
-                "image_digest": tried[index][0].image_digest,
-                "question": tried[index][0].question,
+                "image_digest": tried[index].image_digest,
+                "question": tried[index].question,
                 "completion": texts[index],
                 "token_logprobs_base": [round(value, 6) for value in base[index].tolist()],
                 "token_logprobs_adapter": [round(value, 6) for value in changed[index].tolist()],

@@ -2,27 +2,33 @@
 
 import logging
 import math
+import random
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from accelerate.utils import gather_object
+from transformers import TrainingArguments
 
 from hscr.config import FinetuneConfig
-from hscr.errors import InvalidConfig, InvalidInput, InvalidRecord, JobCancelled
-from hscr.learn.losses import nll, preference_loss, reward_metrics
+from hscr.errors import InvalidConfig
+from hscr.learn.callbacks import Follow, Metrics, Tracker, step_metrics, stop_if, trackers
+from hscr.learn.checkpoints import Checkpoints
+from hscr.learn.examples import Example, Pair, Pictures, digest, openers, prepare
+from hscr.learn.preference_trainer import Logps, PreferenceTrainer
 from hscr.learn.probe import probe_adapter
+from hscr.learn.reference import read_reference, reference_file, write_reference
 from hscr.models.vlm import VLM
-from hscr.records import PreferenceRecord
+
+__all__ = ["FinetuneResult", "Metrics", "finetune"]
 
 _log = logging.getLogger(__name__)
-_MAX_GRADIENT_NORM = 1.0
-
-Metrics = dict[str, float]
-Pair = tuple[PreferenceRecord, Image.Image]
+_TRAINEE = "trainee"
 
 
 @dataclass(frozen=True)
@@ -37,26 +43,6 @@ class FinetuneResult:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Example:
-    """A record as tokens: completions[0] is the preferred answer, then the dispreferred by similarity."""
-
-    record: PreferenceRecord
-    visual: Tensor
-    prompt: list[int]
-    completions: list[list[int]]
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Reference log-probs and present slots [B, 1 + J], and token counts of the preferred answers [B]."""
-
-    examples: list[_Example]
-    reference: Tensor
-    present: Tensor = field(repr=False)
-    lengths: Tensor = field(repr=False)
-
-
 def finetune(
     vlm: VLM,
     examples: Sequence[Pair],
@@ -65,146 +51,153 @@ def finetune(
     out_dir: str | Path,
     on_progress: Callable[[int, int, Metrics], None] = lambda *_: None,
     should_stop: Callable[[], bool] = lambda: False,
+    checkpoint_every: int = 0,
+    resume: bool = False,
+    report_to: Sequence[Tracker] = (),
+    cache_dir: str | Path | None = None,
 ) -> FinetuneResult:
     """Train an adapter and write it to `out_dir`, which holds nothing before training has ended.
 
     Records are taken in the order of their ids, so the result depends on the set of records, the
-    configuration and the seed alone: bit for bit on one CPU with one number of threads. `sft` trains on the
+    configuration and the seeds alone: bit for bit on one CPU with one number of threads. `sft` trains on the
     preferred answers of the same batches. `on_progress(step, steps, metrics)` follows each step, before
-    which `should_stop` may raise JobCancelled. Raises InvalidRecord that names the record, InvalidConfig
-    when training diverges.
+    which `should_stop` may raise JobCancelled.
+
+    Every `checkpoint_every` steps (0: never) a checkpoint is written to `<out_dir>.checkpoints`, which is
+    removed when training has ended; `resume` continues from the newest to the very bytes that an
+    uninterrupted run gives. `report_to` sends the metrics to TensorBoard (`<out_dir>.runs`) or MLflow.
+    The reference's log-probs are kept in `cache_dir` for later runs.
+
+    Under `accelerate launch` every process calls this with a model of its own, and the first one writes.
+    Raises InvalidRecord that names the record, InvalidConfig when training diverges, Conflict when there is
+    another run's checkpoint to resume from, DependencyMissing.
     """
-    prepared = _prepare(vlm, examples, config)
-    steps = max(1, math.ceil(config.epochs * len(prepared) / config.batch_size))
-    history: list[Metrics] = []
-    with torch.random.fork_rng(devices=[]), vlm.with_lora(config) as parameters:
-        torch.manual_seed(config.seed)
-        reference = _reference_logps(vlm, prepared, config.batch_size, should_stop)
-        optimiser = torch.optim.AdamW(
-            parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+    out, prepared = Path(out_dir), prepare(vlm, examples, config)
+    checkpoints = Checkpoints(_beside(out, "checkpoints"), _identity(vlm, prepared, config))
+    latest = checkpoints.latest() if resume else None
+    with (
+        _own_randomness(),
+        vlm.with_lora(config, _TRAINEE),
+        trackers(report_to, _beside(out, "runs")) as reports,
+        tempfile.TemporaryDirectory() as unused,
+    ):
+        folder = checkpoints.folder if checkpoint_every else unused
+        trainer = PreferenceTrainer(
+            vlm,
+            prepared,
+            Pictures(vlm, openers(examples)),
+            config=config,
+            arguments=training_arguments(vlm, config, folder, checkpoint_every),
+            callbacks=[Follow(on_progress, should_stop), checkpoints, *reports],
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _cosine(steps, config.warmup_ratio))
-        for step, chosen in enumerate(_order(len(prepared), config), start=1):
-            _stop(should_stop, step - 1)
-            batch = _collate([prepared[i] for i in chosen], [reference[i] for i in chosen])
-            metrics = _step(vlm, batch, config, optimiser, list(parameters.values()))
-            schedule.step()
-            history.append(metrics)
-            on_progress(step, steps, metrics)
-        vlm.adapters.save("trainee", out_dir)
-        probe = probe_adapter(vlm, "trainee", [(e.record, e.visual) for e in prepared])
-    metrics = _mean(history[-math.ceil(len(prepared) / config.batch_size) :])
-    return FinetuneResult(Path(out_dir), metrics, probe, _warnings(metrics))
+        if config.reference == "cached":
+            file = reference_file(Path(cache_dir), vlm, prepared) if cache_dir is not None else None
+            trainer.reference = _reference(trainer, prepared, file, lambda: stop_if(should_stop, 0))
+        if checkpoint_every and latest is None and trainer.is_world_process_zero():
+            checkpoints.begin()
+        trainer.train(resume_from_checkpoint=latest and str(latest))
+        probe = _save(vlm, trainer, out, examples)
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_world_process_zero():
+            checkpoints.discard()
+    metrics = _last_epoch(trainer.state.log_history, math.ceil(len(prepared) / config.batch_size))
+    return FinetuneResult(out, metrics, probe, _warnings(metrics))
 
 
-def _prepare(vlm: VLM, examples: Sequence[Pair], config: FinetuneConfig) -> list[_Example]:
-    if not examples:
-        raise InvalidRecord("There is nothing to train on.", remedy="Collect consented preferences first.")
-    visual = vlm.encode({record.image_digest: image for record, image in examples})
-    records = sorted((record for record, _ in examples), key=lambda record: record.id)
-    return [_example(vlm, record, visual[record.image_digest], config) for record in records]
+def training_arguments(
+    vlm: VLM, config: FinetuneConfig, folder: str | Path, checkpoint_every: int = 0
+) -> TrainingArguments:
+    """The configuration in transformers' terms. Raises InvalidConfig for a batch that cannot be shared."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_gradient_norm,
+        activation_checkpointing=config.gradient_checkpointing,
+        bf16=vlm.model.dtype == torch.bfloat16,
+        use_cpu=vlm.device.type == "cpu",
+        ddp_find_unused_parameters=False,
+        seed=config.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if checkpoint_every else "no",
+        save_steps=checkpoint_every or 1,
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    # One process trains on one device; further ones of the machine are other processes'.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    _share(arguments, config)
+    return arguments
 
 
-def _example(vlm: VLM, record: PreferenceRecord, visual: Tensor, config: FinetuneConfig) -> _Example:
-    rejected = [] if config.objective == "sft" else [response.text for response in record.rejected]
-    try:
-        completions = vlm.completions_ids([record.chosen, *rejected])
-        return _Example(record, visual, vlm.prompt_ids(record.question), completions)
-    except InvalidInput as error:
-        raise InvalidRecord(f"{record.id}: {error.detail}", remedy="Correct or delete the record.") from error
+def _share(arguments: TrainingArguments, config: FinetuneConfig) -> None:
+    """Divide a step's records into micro-batches of the processes."""
+    world = arguments.world_size
+    micro = config.micro_batch_size or max(1, config.batch_size // world)
+    if config.batch_size % (micro * world):
+        raise InvalidConfig(
+            f"batch_size: {config.batch_size} is no multiple of {micro} records in {world} processes.",
+            remedy="Set batch_size to a multiple of micro_batch_size times the number of processes.",
+        )
+    arguments.per_device_train_batch_size = micro
+    arguments.gradient_accumulation_steps = config.batch_size // (micro * world)
 
 
-def _reference_logps(
-    vlm: VLM, examples: Sequence[_Example], size: int, should_stop: Callable[[], bool]
-) -> list[Tensor]:
-    """Sequence log-probs [1 + J] of each example under the base model, without gradient."""
-    found: list[Tensor] = []
-    for start in range(0, len(examples), size):
-        _stop(should_stop, 0)
-        with vlm.use(None), torch.no_grad():
-            found += _sequence_logps(vlm, examples[start : start + size])
-    return found
+def _reference(
+    trainer: PreferenceTrainer, examples: Sequence[Example], file: Path | None, check: Callable[[], None]
+) -> Logps:
+    """From the file, or computed and written to it; by all processes alike, wherever each has its disk."""
+    known = read_reference(file) if file is not None and file.is_file() else {}
+    if not all(gather_object([bool(known)])):
+        known = trainer.compute_reference(examples, check)
+        if file is not None and trainer.is_local_process_zero():
+            write_reference(file, known)
+    return known
 
 
-def _sequence_logps(vlm: VLM, examples: Sequence[_Example]) -> list[Tensor]:
-    context = vlm.prefill(vlm.embed([e.prompt for e in examples], [e.visual for e in examples]))
-    logprobs = vlm.completion_logprobs(context, [e.completions for e in examples])
-    return [torch.stack([tokens.sum() for tokens in row]) for row in logprobs]
+def _save(vlm: VLM, trainer: PreferenceTrainer, out: Path, examples: Sequence[Pair]) -> dict[str, Any]:
+    """Write the adapter. A model that no process holds whole cannot be probed here, and has no items."""
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.sharded else None
+    if trainer.is_world_process_zero():
+        vlm.adapters.save(_TRAINEE, out, state)
+    return {"items": []} if trainer.sharded else probe_adapter(vlm, _TRAINEE, examples)
 
 
-def _order(count: int, config: FinetuneConfig) -> Iterator[list[int]]:
-    """Indices of each step's records: fresh permutations, cut where the last, broken epoch ends."""
-    generator = torch.Generator().manual_seed(config.seed)
-    epochs = math.ceil(config.epochs)
-    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(epochs)])
-    total = math.ceil(config.epochs * count)
-    for start in range(0, total, config.batch_size):
-        yield order[start : min(start + config.batch_size, total)].tolist()
-
-
-def _collate(examples: list[_Example], reference: Sequence[Tensor]) -> _Batch:
-    device = reference[0].device
-    counts = torch.tensor([len(row) for row in reference], device=device)
-    padded = nn.utils.rnn.pad_sequence(list(reference), batch_first=True)
-    present = torch.arange(padded.shape[1], device=device) < counts[:, None]
-    lengths = torch.tensor([len(e.completions[0]) for e in examples], device=device)
-    return _Batch(examples, padded, present, lengths)
-
-
-def _step(
-    vlm: VLM,
-    batch: _Batch,
-    config: FinetuneConfig,
-    optimiser: torch.optim.Optimizer,
-    parameters: Sequence[nn.Parameter],
-) -> Metrics:
-    loss, metrics = _loss(vlm, batch, config)
-    optimiser.zero_grad()
-    torch.autograd.backward(loss)
-    norm = nn.utils.clip_grad_norm_(parameters, _MAX_GRADIENT_NORM)
-    if not torch.isfinite(norm):
-        raise InvalidConfig("Training diverged.", remedy="Lower learning_rate or gamma.")
-    metrics |= {"grad_norm": float(norm), "learning_rate": float(optimiser.param_groups[0]["lr"])}
-    optimiser.step()
-    return metrics
-
-
-def _loss(vlm: VLM, batch: _Batch, config: FinetuneConfig) -> tuple[Tensor, Metrics]:
-    """Mean over the batch of Eq. 7, its terms weighted, plus the weighted NLL; for `sft` the NLL alone."""
-    logps = nn.utils.rnn.pad_sequence(_sequence_logps(vlm, batch.examples), batch_first=True)
-    ratios = logps - batch.reference
-    terms = preference_loss(ratios, batch.present, config.gamma)
-    explicit, implicit = terms.explicit.mean(), terms.implicit.mean()
-    likelihood = nll(logps[:, 0], batch.lengths).mean()
-    loss = config.explicit_weight * explicit + config.implicit_weight * implicit
-    total = likelihood if config.objective == "sft" else loss + config.nll_weight * likelihood
-    metrics = reward_metrics(ratios, batch.present, config.gamma) | {
-        "loss": float(total.detach()),
-        "loss/explicit": float(explicit.detach()),
-        "loss/implicit": float(implicit.detach()),
-        "loss/nll": float(likelihood.detach()),
-        "logps/chosen": float(logps[:, 0].detach().mean()),
+def _identity(vlm: VLM, examples: Sequence[Example], config: FinetuneConfig) -> dict[str, str]:
+    return {
+        "model": vlm.digest,
+        "chat template": vlm.template_digest,
+        "numeric mode": vlm.numeric_mode,
+        "configuration": config.digest,
+        "records": digest(examples),
     }
-    if batch.present[:, 1:].any():
-        metrics["logps/rejected"] = float(logps[:, 1:].detach()[batch.present[:, 1:]].mean())
-    return total, metrics
 
 
-def _cosine(steps: int, warmup_ratio: float) -> Callable[[int], float]:
-    """Learning-rate factor: linear warm-up, then half a cosine down to 0."""
-    warmup = math.ceil(steps * warmup_ratio)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-    return factor
+def _beside(out: Path, what: str) -> Path:
+    return out.with_name(f"{out.name}.{what}")
 
 
-def _mean(history: Sequence[Metrics]) -> Metrics:
-    names = sorted(set().union(*history))
-    values = {name: [row[name] for row in history if name in row] for name in names}
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Leave the caller's random states as they were; the trainer seeds and uses all of them."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _last_epoch(history: Sequence[Metrics], steps: int) -> Metrics:
+    rows = [step_metrics(logs) for logs in history if "loss" in logs][-steps:]
+    names = sorted(set().union(*rows))
+    values = {name: [row[name] for row in rows if name in row] for name in names}
     return {name: math.fsum(row) / len(row) for name, row in values.items()}
 
 
@@ -217,8 +210,3 @@ def _warnings(metrics: Metrics) -> tuple[str, ...]:
     )
     _log.warning(message)
     return (message,)
-
-
-def _stop(should_stop: Callable[[], bool], step: int) -> None:
-    if should_stop():
-        raise JobCancelled(f"Stopped after step {step}.", remedy="Submit the job again.")

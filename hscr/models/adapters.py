@@ -4,6 +4,7 @@ Adapters touch only the linear layers of the language model: an engine such as v
 weights for the projector or the vision tower, so the served model would not be the trained one.
 """
 
+import copy
 import hashlib
 import json
 import re
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hscr.config import FinetuneConfig
 from hscr.errors import AdapterRefused, Conflict, NotFound
@@ -31,7 +33,7 @@ _RETRAIN = "Train the adapter again, from this base model and with this program.
 class Adapters:
     """The adapters attached to one model. At most one is active; not thread-safe, as the model is shared."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self.active: str | None = None
         self._model = model
         self._peft: Any = None
@@ -92,18 +94,37 @@ class Adapters:
         self._attach(name, lora, seed=config.seed)
         try:
             with self.use(name):
-                self._switch_dropout(on=True)
+                self.train_mode()
                 yield self._trainable(name)
         finally:
-            self._switch_dropout(on=False)
+            self._model.eval()
+            self._model.activation_checkpointing_disable()
             self.unload(name)
 
-    def save(self, name: str, folder: str | Path) -> None:
-        """Write PEFT's two files; their bytes depend on the weights and the configuration only."""
+    def train_mode(self) -> None:
+        """Only LoRA's dropout is random, so a fresh adapter equals its base; layers may be checkpointed."""
+        self._model.eval()
+        for name, module in self._model.named_modules():
+            if ".lora_dropout." in name or isinstance(module, GradientCheckpointingLayer):
+                module.training = True
+
+    def shell(self) -> Any:
+        """The model as PEFT wraps it, for a trainer that saves and loads adapters by it.
+
+        A copy of the outermost object alone: accelerate marks what it prepares and replaces its forward, and
+        a second run would find it marked.
+        """
+        return copy.copy(self._peft)
+
+    def save(self, name: str, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
+        """Write PEFT's two files; their bytes depend on the weights and the configuration only.
+
+        state: the model's weights, where they are gathered from several processes.
+        """
         self._require(name)
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)
-        state = peft.get_peft_model_state_dict(self._peft, adapter_name=_key(name))
+        state = peft.get_peft_model_state_dict(self._peft, state, adapter_name=_key(name))
         state = {key: value.detach().cpu().contiguous() for key, value in sorted(state.items())}
         save_file(state, out / WEIGHTS, metadata={"format": "pt"})
         config = self._peft.peft_config[_key(name)].to_dict()
@@ -134,11 +155,6 @@ class Adapters:
         elif self._peft is not None:
             self._peft.base_model.disable_adapter_layers()
         self.active = name
-
-    def _switch_dropout(self, *, on: bool) -> None:
-        for name, module in self._model.named_modules():
-            if ".lora_dropout." in name:
-                module.train(on)
 
     def _trainable(self, name: str) -> dict[str, nn.Parameter]:
         found = {key: value for key, value in self._model.named_parameters() if value.requires_grad}

@@ -1,8 +1,10 @@
 """The model that a run answers with: where it computes, and with which adapter. Imports torch."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -10,13 +12,17 @@ from hscr.errors import NotFound
 from hscr.models.vlm import VLM
 
 
-def load(model: Path, device: str, dtype: str) -> VLM:
-    """`auto` is CUDA and bfloat16 where there is a GPU, else CPU and float32. Raises NotFound."""
+def load(model: Path, device: str, dtype: str, *, quantize: Literal["nf4"] | None = None) -> VLM:
+    """`auto` is CUDA and bfloat16 where there is a GPU, else CPU and float32. Raises NotFound.
+
+    Each process of `accelerate launch` takes the GPU of its own rank.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
-    return VLM.load(model, device, dtype)
+    rank = os.environ.get("LOCAL_RANK", "0") if device == "cuda" else None
+    return VLM.load(model, device if rank is None else f"cuda:{rank}", dtype, quantize=quantize)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The preference loss against independent oracles (algorithms §6: 16-18, 19-23)."""
+"""The preference loss against independent oracles (algorithms §6: 16-19, 21-23)."""
 
 import itertools
 import math
@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hscr.learn.losses import nll, preference_loss, reward_metrics
+from hscr.config import FinetuneConfig
+from hscr.learn.examples import Example
+from hscr.learn.losses import nll, preference_loss, reward_values
+from hscr.learn.objective import objective
+from hscr.learn.tally import Tally
+from tests.learn.records import record
 
 GAMMA = 0.3
 RATIOS = torch.tensor([[0.7, -0.4, 1.1, -2.0], [0.1, 0.2, -0.3, 0.0]])
@@ -105,14 +110,84 @@ def test_22_explicit_and_implicit_are_ranknet_on_the_list() -> None:
     assert float(total(RATIOS, ALL)[0]) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_23_the_mean_is_the_sum_over_the_number_of_pairs(levels: int) -> None:
+    present = torch.arange(4) <= torch.tensor([[levels], [3]])
+    added = preference_loss(RATIOS, present, GAMMA)
+    mean = preference_loss(RATIOS, present, GAMMA, reduction="mean")
+    pairs = torch.tensor([levels * (levels + 1) / 2, 6.0])
+    torch.testing.assert_close(mean.explicit * pairs, added.explicit)
+    torch.testing.assert_close(mean.implicit * pairs, added.implicit)
+
+
+def test_23_a_record_without_pairs_costs_nothing() -> None:
+    loss = preference_loss(RATIOS[:, :1], ALL[:, :1], GAMMA, reduction="mean")
+    assert loss.explicit.tolist() == loss.implicit.tolist() == [0, 0]
+
+
+def test_a_detached_winner_is_never_raised() -> None:
+    def gradient(*, detach_winner: bool) -> Tensor:
+        ratios = RATIOS[:1].clone().requires_grad_()
+        loss = preference_loss(ratios, ALL[:1], GAMMA, detach_winner=detach_winner)
+        (loss.explicit + loss.implicit).sum().backward()
+        assert ratios.grad is not None
+        return ratios.grad[0]
+
+    free, detached = gradient(detach_winner=False), gradient(detach_winner=True)
+    torch.testing.assert_close(detached[0], free[0])  # Eq. 5 still raises the preferred answer
+    assert detached[0] < 0
+    assert (detached[1:] > 0).all()
+    assert free[1] < detached[1]
+    assert float(total(RATIOS, ALL)[0]) == float(
+        sum(preference_loss(RATIOS, ALL, GAMMA, detach_winner=True))[0]
+    )
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_a_record_costs_its_weighted_terms(reduction: str) -> None:
+    """Two records, of three answers and of two, against float64 arithmetic pair by pair."""
+    config = FinetuneConfig(
+        gamma=GAMMA, explicit_weight=0.5, implicit_weight=2.0, nll_weight=3.0, pair_reduction=reduction
+    )
+    examples = [
+        Example(record(2), [], [[5, 6, 7], [5], [6], [7, 8]]),
+        Example(record(3), [], [[5, 6], [5]]),
+    ]
+    logps = torch.tensor([[-3.0, -1.0, -2.0, -5.0], [-4.0, -2.5, math.nan, math.nan]])
+    reference = torch.tensor([[-3.5, -0.5, -2.0, -4.0], [-4.5, -1.5, 0.0, 0.0]])
+    losses, values = objective(logps, reference, examples, config)
+    ratios = (logps - reference).tolist()
+    for index, (row, pairs, length) in enumerate([(ratios[0], 6, 3), (ratios[1][:2], 1, 2)]):
+        explicit, implicit = oracle(row, GAMMA)
+        share = 1 if reduction == "sum" else pairs
+        expected = (0.5 * explicit + 2 * implicit) / share + 3 * -float(logps[index, 0]) / length
+        assert float(losses[index]) == pytest.approx(expected, abs=1e-5)
+    assert values["logps/rejected"].tolist() == [-1, -2, -5, -2.5]
+    sft, _ = objective(logps, reference, examples, config.model_copy(update={"objective": "sft"}))
+    assert sft.tolist() == [1, 2]
+
+
+def test_a_tally_averages_over_everything_seen() -> None:
+    tally = Tally()
+    tally.add({"a": torch.tensor([1.0, 2.0]), "b": torch.empty(0)})
+    tally.add({"a": torch.tensor([6.0]), "b": torch.empty(0)})
+    assert tally.drain(lambda sums: sums) == {"a": 3.0}
+    tally.add({"a": torch.tensor([5.0])})
+    assert tally.drain(lambda sums: 2 * sums) == {"a": 5.0}  # as if another process had seen the same
+    assert tally.drain(lambda sums: sums) == {}
+
+
 def test_nll_is_per_token() -> None:
     assert nll(torch.tensor([-6.0, -1.0]), torch.tensor([3, 2])).tolist() == [2.0, 0.5]
 
 
+def means(ratios: Tensor, present: Tensor, gamma: float) -> dict[str, float]:
+    return {name: float(each.mean()) for name, each in reward_values(ratios, present, gamma).items()}
+
+
 def test_metrics_by_hand() -> None:
     present = torch.tensor([[True, True, True, False], [True, True, False, False]])
-    found = reward_metrics(RATIOS, present, 0.5)
-    assert found == pytest.approx(
+    assert means(RATIOS, present, 0.5) == pytest.approx(
         {
             "rewards/chosen": 0.2,
             "logratio/chosen": 0.4,
@@ -124,4 +199,4 @@ def test_metrics_by_hand() -> None:
 
 
 def test_an_equal_pair_is_not_accurate() -> None:
-    assert reward_metrics(torch.zeros(1, 2), ALL[:1, :2], 1.0)["rewards/accuracies"] == 0
+    assert means(torch.zeros(1, 2), ALL[:1, :2], 1.0)["rewards/accuracies"] == 0

@@ -6,47 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
-from hscr.config import FinetuneConfig
 from hscr.errors import InvalidConfig, InvalidRecord, JobCancelled
 from hscr.learn.trainer import Metrics, finetune
 from hscr.models.vlm import VLM
-from hscr.records import PreferenceRecord, Response
-from tests.tiny_llava import picture
-
-CONFIG = FinetuneConfig(rank=4, epochs=15, batch_size=4, learning_rate=5e-3)
-CHOSEN = ["yes, left", "a small nodule", "the right lung", "no"]
-REJECTED = [("no, right", "yes, right"), ("a large nodule",), ("the left lung", "the left brain"), ("yes",)]
-
-
-def records(count: int = 8) -> list[tuple[PreferenceRecord, Image.Image]]:
-    return [
-        (
-            PreferenceRecord(
-                id=f"pref_{i}",
-                image_digest=f"image{i // 2}",
-                study="s",
-                question=["is it?", "what does this image show?"][i % 2],
-                chosen=CHOSEN[i % 4],
-                rejected=tuple(
-                    Response(text=text, similarity=0.5 - 0.2 * level, mean_probability=0.1)
-                    for level, text in enumerate(REJECTED[i % 4])
-                ),
-                source=f"fb_{i}",
-                method="hscr",
-                model_digest="m",
-                config_digest="c",
-                consent=True,
-            ),
-            picture(i // 2),
-        )
-        for i in range(count)
-    ]
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+from hscr.records import Response
+from tests.learn.records import CONFIG, files, records
 
 
 def test_40_eight_records_are_learnt(vlm: VLM, tmp_path: Path) -> None:

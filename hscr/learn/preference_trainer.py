@@ -1,0 +1,175 @@
+"""`transformers.Trainer` over preference records: its loop, checkpoints and parallelism, and our loss.
+
+PEFT, DDP, FSDP and DeepSpeed wrap the model as they know it, because every pass goes through its own forward.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from hscr.config import FinetuneConfig
+from hscr.errors import InvalidConfig
+from hscr.learn.examples import Example, Examples, Order, Pictures, collate
+from hscr.learn.objective import objective
+from hscr.learn.tally import Tally
+from hscr.learn.tree import sequence_logps, tree_inputs
+from hscr.models.vlm import VLM
+
+Logps = dict[str, Tensor]
+
+
+class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers ships no usable types
+    """Trains the active adapter of `vlm` against its base.
+
+    A step's loss is the mean over its records, whatever their number of answers and however processes and
+    micro-batches share them.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        vlm: VLM,
+        examples: Sequence[Example],
+        pictures: Pictures,
+        *,
+        config: FinetuneConfig,
+        arguments: TrainingArguments,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        super().__init__(
+            model=vlm.adapters.shell(),
+            args=arguments,
+            train_dataset=Examples(examples),
+            data_collator=collate,
+            callbacks=list(callbacks),
+        )
+        self.remove_callback(PrinterCallback)
+        self.reference: Logps | None = None
+        """[1 + J] by record id; None computes it at each step"""
+        self.lr_scheduler: Any
+        self._vlm, self._pictures, self._config = vlm, pictures, config
+        self._tally = Tally()
+
+    @property
+    def sharded(self) -> bool:
+        """Whether no process holds the whole model (FSDP, ZeRO-3): then only its forward may be called."""
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        return bool(self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3))
+
+    # The loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """This micro-batch's share of the step's loss; `num_items_in_batch` counts the step's records."""
+        examples, counts = inputs["examples"], inputs["counts"]
+        reference = self._reference_of(model, examples)
+        self._vlm.adapters.train_mode()
+        logps = self._logps(model, examples)
+        counted = [example for example, one in zip(examples, counts.tolist(), strict=True) if one]
+        losses, values = objective(logps[counts], reference[counts], counted, self._config)
+        self._tally.add(values)
+        total = counts.sum() if num_items_in_batch is None else num_items_in_batch
+        # Processes' gradients are averaged, and the mean is over the records of all of them.
+        loss = losses.sum() / total * self.args.world_size
+        return (loss, {"logps": logps}) if return_outputs else loss
+
+    def compute_reference(self, examples: Sequence[Example], should_stop: Callable[[], None]) -> Logps:
+        """Log-probs [1 + J] by record id under the base model; each process does its share for all."""
+        found: list[tuple[str, list[float]]] = []
+        size, world = self.args.per_device_train_batch_size, self.args.world_size
+        for start in range(self.args.process_index * size, len(examples), size * world):
+            should_stop()
+            batch = examples[start : start + size]
+            with self.accelerator.autocast():
+                rows = self._base_logps(self.model, batch)
+            found += [
+                (e.record.id, row[: len(e.completions)].tolist()) for e, row in zip(batch, rows, strict=True)
+            ]
+        return {name: torch.tensor(row) for name, row in gather_object(found)}
+
+    def _reference_of(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+        if self.reference is None:
+            return self._base_logps(model, examples)
+        rows = [self.reference[example.record.id] for example in examples]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.args.device)
+
+    @torch.no_grad()
+    def _base_logps(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+        self._vlm.model.eval()
+        with self._vlm.use(None):
+            return self._logps(model, examples)
+
+    def _logps(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+        logits = model(**tree_inputs(examples, self.args.device), **self._images(examples)).logits[0]
+        return sequence_logps(logits, examples)
+
+    def _images(self, examples: Sequence[Example]) -> dict[str, Any]:
+        if self.sharded:
+            return {"pixel_values": self._pictures.pixels(examples)}
+        features = BaseModelOutputWithPooling(pooler_output=self._pictures.tokens(examples))
+        return {"mm_encoder_outputs": {"image": features}}
+
+    # What the loop asks for
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """The next step's micro-batches of this process, and how many records the step has in all."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counted = torch.stack([batch["counts"].sum() for batch in batches]).sum()
+        return batches, self.accelerator.reduce(counted.to(device), "sum")
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Linear warm-up, then half a cosine. The first step learns already: a run may have only three."""
+        # Unlike the trainer's own, whose first step has a rate of 0.
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(
+                optimizer or self.optimizer, _cosine(num_training_steps, self._config.warmup_ratio)
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """A step's figures with TRL's names, over all its records."""
+        if "loss" in logs:
+            logs |= self._tally.drain(lambda sums: self.accelerator.reduce(sums, "sum"))
+        super().log(logs, start_time)
+
+    def _get_train_sampler(self, _train_dataset: Any = None) -> Order:
+        seed = self._config.seed if self._config.data_seed is None else self._config.data_seed
+        world, micro = self.args.world_size, self.args.per_device_train_batch_size
+        share = world * micro if world > 1 else 1
+        return Order(len(self.train_dataset), seed, share, lambda: int(self.state.epoch or 0))
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not math.isfinite(norm):
+            raise InvalidConfig("Training diverged.", remedy="Lower learning_rate or gamma.")
+        return norm
+
+
+def _cosine(steps: int, warmup_ratio: float) -> Callable[[int], float]:
+    """Learning-rate factor of a step."""
+    warmup = math.ceil(steps * warmup_ratio)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    return factor
