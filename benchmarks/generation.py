@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 from benchmarks.drawing import draw
 from hscr.config import GenerateConfig
-from hscr.contrast.contrast import quantised
+from hscr.contrast.contrast import first_best
 from hscr.contrast.decode import Request, Rule, decode
 from hscr.contrast.degrade import kept_tokens
 from hscr.contrast.generate import generate
@@ -58,14 +58,14 @@ class Record(NamedTuple):
 
 
 def shapes(device: str) -> LlavaConfig:
-    """On a CPU a small model in LLaVA-Med's (Mistral's) proportions, on a GPU LLaVA-1.5-7B's shapes."""
+    """On a CPU a small model in LLaVA-Med's proportions (CLIP, Mistral), on a GPU LLaVA-1.5-7B's shapes."""
     large = device == "cuda"
     text = LlamaConfig(
         hidden_size=4096 if large else 256,
         intermediate_size=11008 if large else 896,
         num_hidden_layers=32 if large else 4,
-        num_attention_heads=32 if large else 8,
-        num_key_value_heads=32 if large else 2,
+        num_attention_heads=32 if large else 4,
+        num_key_value_heads=32 if large else 1,
         vocab_size=32064 if large else 32000,
         max_position_embeddings=4096,
         initializer_range=0.02 if large else 0.1,
@@ -74,7 +74,7 @@ def shapes(device: str) -> LlavaConfig:
         hidden_size=1024 if large else 128,
         intermediate_size=4096 if large else 512,
         num_hidden_layers=24 if large else 4,
-        num_attention_heads=16 if large else 4,
+        num_attention_heads=16 if large else 2,
         image_size=336,
         patch_size=14,
     )
@@ -193,8 +193,7 @@ def _streams(vlm: VLM, record: Record) -> tuple[Tensor, Tensor]:
 
 def _greedy(full: Tensor, dropped: Tensor) -> Tensor:
     """[R] of logits [R, V]: the rule of `hscr.contrast.decode.Rule`."""
-    scores = (1 + BETA) * full.float() - BETA * dropped.float()
-    return quantised(scores - scores.amax(-1, keepdim=True)).argmax(-1)
+    return first_best((1 + BETA) * full.float() - BETA * dropped.float())
 
 
 def teacher_forced(vlm: VLM, count: int) -> float:

@@ -22,6 +22,13 @@ def quantised(values: Tensor) -> Tensor:
     return (values / _STEP).round()
 
 
+def first_best(scores: Tensor) -> Tensor:
+    """[R] lowest id among the best of scores [R, V] in nats, those within half a step of the best being equal."""
+    equal = scores >= scores.amax(-1, keepdim=True) - _STEP / 2
+    ids = torch.arange(scores.shape[-1], device=scores.device)
+    return torch.where(equal, ids, len(ids)).amin(-1)
+
+
 def plausible(logprobs: Tensor, share: float) -> Tensor:
     """[..., V] bool: tokens that reach `share` times the first choice's probability; all of them for 0."""
     if share == 0:

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hscr.contrast.contrast import plausible, quantised
+from hscr.contrast.contrast import first_best, plausible
 from hscr.contrast.degrade import seeded
 from hscr.errors import InvalidConfig
 from hscr.models.attention import Memory
 from hscr.models.language import Context, View
 from hscr.models.vlm import VLM
 
-_READ_AT_ONCE = 4
+_READ_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Rule:
             allowed = plausible(vlm.logits(full).log_softmax(-1), self.plausibility)
             scores = torch.where(allowed, scores, -torch.inf)
         if not self.sample:
-            return quantised(scores - scores.amax(-1, keepdim=True)).argmax(-1)
+            return first_best(scores)
         probabilities = zip(scores.softmax(-1).cpu(), slots, strict=True)
         drawn = [torch.multinomial(row, 1, generator=self._draws(slot)) for row, slot in probabilities]
         return torch.cat(drawn).to(scores.device)

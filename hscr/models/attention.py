@@ -97,19 +97,32 @@ class Block(Protocol):
 class Reading:
     """Prompts, padded on the right: each token sees those before it. What they say may be remembered."""
 
-    def __init__(self, rows: int, width: int, memory: Memory | None = None) -> None:
-        self.rows, self.width, self._memory = rows, width, memory
+    def __init__(self, rows: int, width: int, memory: Memory | None = None, layers: int = 0) -> None:
+        """layers: of a model whose last one is asked only about each row's last token; 0 asks about all."""
+        self.rows, self.width, self._memory, self._layers = rows, width, memory, layers
         self.said: tuple[Tensor, Tensor] | None = None
         """keys and values of the layer that attended last, for blocks behind this one"""
 
-    def attend(self, _layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         self.said = key, value
         if self._memory is not None:
             self._memory.layers.append((key.contiguous(), value.contiguous()))
+            if layer == self._layers - 1:
+                return self._last(query, key, value, scale)
         grouped = query.shape[1] != key.shape[1]
         return scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scale, enable_gqa=grouped
         )
+
+    def _last(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Attention of each row's last token; 0 for the others, which nothing looks at."""
+        assert self._memory is not None
+        last, rows = self._memory.lengths - 1, torch.arange(self.rows, device=query.device)
+        mask = torch.arange(self.width, device=query.device) <= last[:, None]
+        found = torch.zeros_like(query)
+        asked = query[rows, :, last][:, :, None]
+        found[rows, :, last] = _masked(asked, key, value, mask[:, None, None], scale)[:, :, 0]
+        return found
 
 
 class Branching:

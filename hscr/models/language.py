@@ -105,10 +105,11 @@ class Language:
         """Forward the prompts once, for any number of completions."""
         lengths = torch.tensor([len(row) for row in prompts.embeds], device=self.device)
         parts = [Read(rows, Memory.empty(lengths[rows])) for rows in _alike(lengths.tolist())]
+        layers = len(self.model.model.language_model.layers)
         blocks, embeds, positions, keep, start = [], [], [], [], 0
         for rows, memory in parts:
             width = int(memory.lengths.max())
-            blocks.append(Reading(len(rows), width, memory))
+            blocks.append(Reading(len(rows), width, memory, layers))
             embeds.append(pad_sequence([prompts.embeds[row] for row in rows], batch_first=True).flatten(0, 1))
             positions.append(
                 pad_sequence([prompts.positions[row] for row in rows], batch_first=True).flatten()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from hscr.contrast.contrast import log_p_diff, plausible, quantised
 from hscr.contrast.degrade import degrade, kept_tokens
+from hscr.contrast.sensitive import jensen_shannon
 from hscr.models.vlm import VLM
 from tests.tiny_llava import picture
 
@@ -86,3 +87,25 @@ def test_plausible_is_relative_to_the_first_choice() -> None:
     logprobs = torch.tensor([0.6, 0.3, 0.07, 0.03]).log()
     assert plausible(logprobs, 0.1).tolist() == [True, True, True, False]
     assert plausible(logprobs, 0).all()
+
+
+@torch.no_grad()
+def test_36_divergence_on_selected_rows_equals_that_of_the_full_tensor(vlm: VLM) -> None:
+    """Only states of answer tokens reach the head; the oracle has logits everywhere and masks KL afterwards."""
+    (visual,) = vlm.visual_tokens(vlm.pixel_values([picture(1)]))
+    prompt, answer = vlm.prompt_ids("is it?"), vlm.completion_ids("yes, left.")
+    views = [visual, degrade(visual, 0.7, "zero", "any").tokens]
+    rows = [vlm.completion_logits(vlm.prefill(vlm.embed([prompt], [v])), [[answer]])[0][0] for v in views]
+    found = jensen_shannon(*(row.log_softmax(-1) for row in rows))
+    everywhere = []
+    for view in views:
+        embeds = torch.cat([vlm.embed([prompt], [view]).embeds[0], vlm.embed_ids(torch.tensor(answer))])
+        everywhere.append(vlm.model(inputs_embeds=embeds[None]).logits[0].double().softmax(-1))
+    p, q = everywhere
+    middle = (p + q) / 2
+    both = [(x * (x.log() - middle.log())).sum(-1) for x in (p, q)]
+    mask = torch.zeros(len(p), dtype=torch.bool)
+    mask[len(p) - len(answer) - 1 : -1] = True
+    expected = (both[0] + both[1])[mask] / 2
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-4)
+    assert float(expected.max()) > 1e-3

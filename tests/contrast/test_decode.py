@@ -7,7 +7,7 @@ from itertools import islice
 import pytest
 import torch
 
-from hscr.contrast.contrast import log_p_diff, quantised
+from hscr.contrast.contrast import first_best, log_p_diff
 from hscr.contrast.decode import Request, Rule, decode
 from hscr.errors import InvalidConfig
 from hscr.models.language import View
@@ -50,7 +50,7 @@ def uncached(vlm: VLM, request: Request, rule: Rule, count: int = TOKENS) -> lis
             out = vlm.model(inputs_embeds=row[None], attention_mask=torch.ones(1, len(row)))
             logits.append(out.logits[0, -1:].float())
         scores = log_p_diff(*logits, rule.beta)
-        ids.append(int(quantised(scores - scores.amax()).argmax()))
+        ids.append(int(first_best(scores)))
     return ids
 
 
