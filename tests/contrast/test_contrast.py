@@ -91,7 +91,7 @@ def test_plausible_is_relative_to_the_first_choice() -> None:
 
 @torch.no_grad()
 def test_36_divergence_on_selected_rows_equals_that_of_the_full_tensor(vlm: VLM) -> None:
-    """Only states of answer tokens reach the head; the oracle has logits everywhere and masks KL afterwards."""
+    """Only states of answer tokens reach the head; the oracle has logits everywhere and masks afterwards."""
     (visual,) = vlm.visual_tokens(vlm.pixel_values([picture(1)]))
     prompt, answer = vlm.prompt_ids("is it?"), vlm.completion_ids("yes, left.")
     views = [visual, degrade(visual, 0.7, "zero", "any").tokens]

@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from hscr.config import FinetuneConfig
@@ -88,9 +87,7 @@ def probe(model: Path, folder: Path) -> dict[str, Any]:
         rejected=(Response(text="no.", similarity=0.1, mean_probability=0.1),), source="s", method="hscr",
         model_digest=vlm.digest, config_digest="c", consent=True,
     )  # fmt: skip
-    with torch.inference_mode():
-        visual = vlm.encode({"i": Image.open(io.BytesIO(png(1)))})["i"]
-    return probe_adapter(vlm, "probed", [(record, visual)])
+    return probe_adapter(vlm, "probed", [(record, Image.open(io.BytesIO(png(1))))])
 
 
 def register(store: Store, model: Path, folder: Path, probe: dict[str, Any]) -> AdapterVersion:
