@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,7 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from hscr.cli.app import app
 from hscr.config import DegradeConfig, FinetuneConfig, GenerateConfig, SubstituteConfig
 from hscr.errors import Conflict, InvalidRecord
 from hscr.models.vlm import VLM
@@ -112,34 +109,6 @@ def test_killed_and_resumed_is_the_same_as_never_killed(
     assert resumed.records > 8
     assert {part: part.stat().st_mtime_ns for part in parts(out)[:2]} == written
     assert [path.name for path in (out / "records").iterdir() if path.suffix == ".part"] == []
-
-
-def test_ctrl_c_says_how_to_go_on(model: Path, finished: Path, rows: Path, tmp_path: Path) -> None:
-    """The same command, interrupted at the third shard and given again with --resume."""
-    (tmp_path / "loop.toml").write_text('[generate.substitute]\nnegatives = "random"\n')
-    out, in_third = tmp_path / "stopped", rows.parent / "9.png"
-    original = replace_by_pipe(in_third)
-    files = ["--input", str(rows), "--out", str(out), "--config", str(tmp_path / "loop.toml")]
-    command = ["generate", *files, "--shard-size", "4", "--batch-size", "2", "--model", str(model)]
-
-    def interrupt() -> None:
-        wait_until(lambda: len(parts(out)) == 2, seconds=60, what="the second shard")
-        signal.raise_signal(signal.SIGINT)
-        # A signal alone does not end a read in another thread: give the reader what it waits for.
-        in_third.open("wb").close()
-
-    with ThreadPoolExecutor() as pool:
-        watching = pool.submit(interrupt)
-        stopped = CliRunner().invoke(app, command)
-        watching.result()
-    give_back(in_third, original)
-    assert stopped.exit_code == 130
-    assert "--resume goes on" in stopped.stderr
-    assert len(parts(out)) == 2
-    resumed = CliRunner().invoke(app, [*command, "--resume", "--json"])
-    assert resumed.exit_code == 0
-    assert json.loads(resumed.stdout)["rows"] == 16
-    assert content(out) == content(finished / "out")
 
 
 def test_a_finished_run_resumes_to_itself(model: Path, copied: Path) -> None:
