@@ -1,19 +1,14 @@
 """The loop's science on this machine without any service: files in, files out. Imports torch."""
 
-import io
-import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict, Unpack
 
-import torch
-from PIL import Image
-
+from hscr.answers import answer, greedy, open_png
 from hscr.config import EvaluateConfig, FinetuneConfig
-from hscr.contrast.dependence import Said, visual_dependence
 from hscr.evaluate.gate import Judgement, Measured, judge
-from hscr.evaluate.metrics import DEPENDENCE, Outcome, score, summarise
+from hscr.evaluate.metrics import DEPENDENCE, score, summarise
 from hscr.evaluate.suites import Suite, load_suite
 from hscr.imaging.decode import prepare
 from hscr.imaging.guard import Limits
@@ -24,7 +19,6 @@ from hscr.runs.model import attached, load
 from hscr.store.export.read import read_records
 
 BASE, CANDIDATE = "base", "candidate"
-_BATCH = 32
 
 Progress = Callable[[int, int], None]
 
@@ -58,9 +52,9 @@ def ask(
 ) -> str:
     """One greedy answer about PNG, JPEG or DICOM bytes."""
     vlm = VLM.load(model)
-    picture = _open(prepare(image, limits=Limits(), frame=frame, window=window).png)
+    picture = open_png(prepare(image, limits=Limits(), frame=frame, window=window).png)
     with attached(vlm, adapter, CANDIDATE) as name:
-        return _greedy(vlm, [(question, "image")], {"image": picture}, name)[0]
+        return greedy(vlm, [(question, "image")], {"image": picture}, name)[0]
 
 
 def finetune_records(
@@ -83,7 +77,7 @@ def finetune_records(
     examples: list[Pair] = []
     for record, png, _ in read_records(records):
         # Decoded when a step needs it: pixels take many times the memory of a PNG.
-        examples.append((record, partial(_open, pictures.setdefault(record.image_digest, png))))
+        examples.append((record, partial(open_png, pictures.setdefault(record.image_digest, png))))
     vlm = load(model, device, dtype, quantize=quantize)
     return finetune(vlm, examples, config, out_dir=folder, **options)
 
@@ -105,8 +99,9 @@ def evaluate_adapter(
     with attached(vlm, adapter, CANDIDATE) as name:
         for number, (label, version) in enumerate({BASE: None, CANDIDATE: name}.items()):
             done = number * len(suite.items)
-            outcomes = _answer_all(vlm, suite, version, _offset(on_progress, done, 2 * len(suite.items)))
-            measured[label] = Measured(outcomes, _dependence(vlm, suite, version, config))
+            answered = answer(vlm, version, suite, config, _offset(on_progress, done, 2 * len(suite.items)))
+            outcomes = [score(item, answered.answers[item.id]) for item in suite.items]
+            measured[label] = Measured(outcomes, answered.dependence)
     judgement = judge(measured[CANDIDATE], measured[BASE], config.gate, seed=config.seed)
     return Compared(suite, {label: _scores(result) for label, result in measured.items()}, judgement)
 
@@ -115,43 +110,6 @@ def _offset(on_progress: Progress, before: int, total: int) -> Callable[[int], N
     return lambda done: on_progress(before + done, total)
 
 
-def _answer_all(
-    vlm: VLM, suite: Suite, adapter: str | None, on_progress: Callable[[int], None]
-) -> list[Outcome]:
-    texts: list[str] = []
-    for start in range(0, len(suite.items), _BATCH):
-        batch = suite.items[start : start + _BATCH]
-        pictures = {item.image_digest: _open(item.image_png) for item in batch}
-        texts += _greedy(vlm, [(item.question, item.image_digest) for item in batch], pictures, adapter)
-        on_progress(len(texts))
-    return [score(item, text) for item, text in zip(suite.items, texts, strict=True)]
-
-
-def _greedy(
-    vlm: VLM, asked: Sequence[tuple[str, str]], pictures: dict[str, Image.Image], adapter: str | None
-) -> list[str]:
-    """Answers to (question, key of its picture)."""
-    tokens = vlm.encode(pictures)
-    with vlm.use(adapter), torch.inference_mode():
-        prefix = vlm.embed([vlm.prompt_ids(text) for text, _ in asked], [tokens[key] for _, key in asked])
-        return vlm.generate_greedy(vlm.prefill(prefix))
-
-
-def _dependence(vlm: VLM, suite: Suite, adapter: str | None, config: EvaluateConfig) -> dict[str, float]:
-    """Of the true answers, on the same items and masks for every version; nats by item id."""
-    count = min(config.dependence_questions, len(suite.items))
-    items = random.Random(config.seed).sample(suite.items, count)  # noqa: S311
-    said = [Said(item.image_digest, _open(item.image_png), item.question, item.truth) for item in items]
-    values = visual_dependence(
-        vlm, said, adapter=adapter, rate=config.drop_rate, masks=config.dependence_masks, seed=config.seed
-    )
-    return {item.id: value for item, value in zip(items, values, strict=True)}
-
-
 def _scores(measured: Measured) -> dict[str, float]:
     values = measured.dependence.values()
     return {**summarise(measured.outcomes), DEPENDENCE: sum(values) / len(values)}
-
-
-def _open(png: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(png))

@@ -14,22 +14,24 @@ from typing import Any
 import torch
 
 from hscr import __version__
-from hscr.ablate.answers import answer
 from hscr.ablate.external import external
 from hscr.ablate.results import ArmRun, Made, file_of, kept
 from hscr.ablate.setting import Setting
 from hscr.ablate.sources import Asked, asked
 from hscr.ablate.suites import EXTERNAL, Arm
+from hscr.answers import answer
 from hscr.config import FinetuneConfig, GenerateConfig
 from hscr.contrast.generate import Skipped, generate
 from hscr.evaluate.suites import Suite, load_suite
 from hscr.learn.trainer import FinetuneResult, finetune
 from hscr.models.vlm import VLM
 from hscr.records import PreferenceRecord
+from hscr.runs.model import attached
 
 Progress = Callable[[float], None]
 """Called with the share of an arm that is done."""
 _GENERATED, _TRAINED = 0.2, 0.9
+_ARM = "arm"
 
 
 @dataclass
@@ -95,7 +97,8 @@ class Bench:
             adapter = Path(aside) / "adapter"
             then = _part(on_progress, _GENERATED, _TRAINED)
             result = self._train(config.finetune, made.records, sources, adapter, then)
-            answered = answer(self.vlm, adapter, self.suite, config.evaluate)
+            with attached(self.vlm, adapter, _ARM) as name:
+                answered = answer(self.vlm, name, self.suite, config.evaluate)
         return ArmRun(
             identity=identity,
             **answered._asdict(),

@@ -25,8 +25,7 @@ def quantised(values: Tensor) -> Tensor:
 def first_best(scores: Tensor) -> Tensor:
     """[R] lowest id of the best of scores [R, V] in nats; within half a step of the best counts as equal."""
     equal = scores >= scores.amax(-1, keepdim=True) - _STEP / 2
-    ids = torch.arange(scores.shape[-1], device=scores.device)
-    return torch.where(equal, ids, len(ids)).amin(-1)
+    return equal.max(-1).indices  # of equal values, `max` gives the first
 
 
 def plausible(logprobs: Tensor, share: float) -> Tensor:

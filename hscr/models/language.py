@@ -12,6 +12,9 @@ from hscr.models.branches import Packed, branch_mask, pack
 
 _LEAST_FILLED = 0.75
 _ROOM = 32
+# Longer passes fall out of a CPU's caches; a GPU wants to be busy.
+_TOKENS_AT_ONCE = {"cpu": 4096}
+_TOKENS_AT_ONCE_ELSEWHERE = 16384
 
 
 class View(NamedTuple):
@@ -69,6 +72,8 @@ class Language:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.device: torch.device = model.device
+        self.tokens_at_once = _TOKENS_AT_ONCE.get(model.device.type, _TOKENS_AT_ONCE_ELSEWHERE)
+        """the longest pass that reads prompts or images, of which one may still be longer"""
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         """[..., d] input embeddings of token ids [...]."""
@@ -104,7 +109,14 @@ class Language:
     def prefill(self, prompts: Prompts) -> Context:
         """Forward the prompts once, for any number of completions."""
         lengths = torch.tensor([len(row) for row in prompts.embeds], device=self.device)
-        parts = [Read(rows, Memory.empty(lengths[rows])) for rows in _alike(lengths.tolist())]
+        groups = _alike(lengths.tolist(), self.tokens_at_once)
+        parts = [Read(rows, Memory.empty(lengths[rows])) for rows in groups]
+        last = torch.cat([self._read(prompts, some) for some in _passes(parts, self.tokens_at_once)])
+        order = torch.tensor([row for part in parts for row in part.rows], device=self.device)
+        return Context(parts, last[order.argsort()], prompts.ends)
+
+    def _read(self, prompts: Prompts, parts: Sequence[Read]) -> Tensor:
+        """[R, d]: fill the parts' memories in one pass; last hidden states of their rows, in their order."""
         layers = len(self.model.model.language_model.layers)
         blocks, embeds, positions, keep, start = [], [], [], [], 0
         for rows, memory in parts:
@@ -116,9 +128,7 @@ class Language:
             )
             keep.append(start + torch.arange(len(rows), device=self.device) * width + memory.lengths - 1)
             start += len(rows) * width
-        last = self.hidden(torch.cat(embeds), torch.cat(positions), blocks, torch.cat(keep))
-        order = torch.tensor([row for part in parts for row in part.rows], device=self.device)
-        return Context(parts, last[order.argsort()], prompts.ends)
+        return self.hidden(torch.cat(embeds), torch.cat(positions), blocks, torch.cat(keep))
 
     def completion_states(
         self, context: Context, completions: Sequence[Sequence[Sequence[int]]]
@@ -201,12 +211,30 @@ def gather_logprobs(logits: Tensor, ids: Sequence[int]) -> Tensor:
     return logits.float().log_softmax(-1).gather(-1, index[:, None])[:, 0]
 
 
-def _alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices in groups, longest first, in each of which no row is much shorter than the longest."""
+def _alike(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Indices in groups, longest first: no row much shorter than its group's longest, and none of a group
+    that would pad to more than `tokens`, unless it is alone.
+    """
     groups: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        if groups and lengths[row] >= _LEAST_FILLED * lengths[groups[-1][0]]:
+        longest = lengths[groups[-1][0]] if groups else 0
+        if groups and lengths[row] >= _LEAST_FILLED * longest and (len(groups[-1]) + 1) * longest <= tokens:
             groups[-1].append(row)
         else:
             groups.append([row])
     return groups
+
+
+def _passes(parts: Sequence[Read], tokens: int) -> list[list[Read]]:
+    """Neighbouring parts together while they stay within `tokens`."""
+    passes: list[list[Read]] = []
+    used = 0
+    for part in parts:
+        size = len(part.rows) * int(part.memory.lengths.max())
+        if passes and used + size <= tokens:
+            passes[-1].append(part)
+            used += size
+        else:
+            passes.append([part])
+            used = size
+    return passes

@@ -106,7 +106,10 @@ class VLM(Chat, Language):
     @torch.no_grad()
     def visual_tokens(self, pixel_values: Tensor) -> Tensor:
         """[B, N, d]: visual tokens after the projector, where HSCR drops them (HSCR §3.1)."""
-        return self.vision.tokens(self.vision.embed(pixel_values))
+        images = max(1, self.tokens_at_once // self.image_token_count)
+        return torch.cat(
+            [self.vision.tokens(self.vision.embed(some)) for some in torch.split(pixel_values, images)]
+        )
 
     def encode(self, images: Mapping[str, Image.Image], batch_size: int = 32) -> dict[str, Tensor]:
         """Visual tokens [N, d] of each image, by the images' own keys."""

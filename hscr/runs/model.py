@@ -32,7 +32,10 @@ def attached(vlm: VLM, adapter: Path | None, name: str) -> Iterator[str | None]:
         yield None
         return
     vlm.load_adapter(adapter_folder(adapter), name)
-    yield name
+    try:
+        yield name
+    finally:
+        vlm.unload_adapter(name)
 
 
 def adapter_folder(path: Path) -> Path:

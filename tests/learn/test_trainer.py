@@ -63,7 +63,8 @@ def test_sft_sees_the_same_batches_and_no_negatives(vlm: VLM, tmp_path: Path) ->
     assert len(spoken["sft"]) == len(spoken["hscr"])
     # Before the first update both have seen the same preferred answers.
     assert spoken["sft"][0]["loss/nll"] == pytest.approx(spoken["hscr"][0]["loss/nll"], abs=1e-5)
-    assert spoken["sft"][0]["loss"] == spoken["sft"][0]["loss/nll"]
+    # The trainer's mean is of fp32, the tally's of fp64: they part in the last bit on some processors.
+    assert spoken["sft"][0]["loss"] == pytest.approx(spoken["sft"][0]["loss/nll"], rel=1e-6)
     assert "rewards/rejected" not in spoken["sft"][0]
     assert spoken["sft"][-1]["loss/nll"] < spoken["sft"][0]["loss/nll"]
 
