@@ -85,7 +85,7 @@ class Serving:
             "--generation-config": "vllm",  # the model's own would cap every answer's length
             "--chat-template-content-format": "openai",  # parts reach the template, as in training
             "--limit-mm-per-prompt": '{"image": 1}',
-            "--mm-processor-kwargs": '{"backend": "pil"}',  # torchvision resizes to other pixels than training
+            "--mm-processor-kwargs": '{"backend": "pil"}',  # as the trainer: torchvision resizes otherwise
             "--allowed-media-domains": "none.invalid",  # images come in the request, nothing is fetched
         }
         switches = (*_SWITCHES, *shlex.split(settings.vllm_arguments))
