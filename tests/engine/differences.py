@@ -9,7 +9,8 @@ DIFFERENCES: dict[EngineKind, dict[str, str]] = {
     },
     "vllm": {
         "states only its version": "neither model nor template nor numeric mode: the agent tells them",
-        "checks no adapter": "NaN and layers that do not exist get 200, other faults 500",
+        "checks no adapter": "NaN, wrong shapes, missing halves and layers that do not exist get 200; DoRA, "
+        "modules_to_save and unreadable files 500",
         "always room for an adapter": "beyond --max-loras the least recently used makes room, and is read "
         "from its folder again when it is asked for",
         "ignores unknown options": "where the embedded engine refuses them",

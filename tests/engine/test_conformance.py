@@ -255,8 +255,9 @@ async def test_a_used_name_is_refused_and_keeps_its_weights(client, engine, adap
     assert await client.chat(ask(model="a")) == before
 
 
-async def test_unknown_names_are_not_found(client, tmp_path):
+async def test_unknown_names_are_not_found(client, adapters, tmp_path):
     assert await rejected(client.chat(ask(model="nobody"))) == 404
+    assert await rejected(client.chat(ask(model=str(adapters[0])))) == 404, "a path is no name"
     assert await rejected(client.unload_adapter("nobody")) == 404
     assert await rejected(client.load_adapter("a", tmp_path / "nothing")) == 404
 

@@ -1,8 +1,11 @@
 """Served answers are the model's own: each engine against transformers and PEFT alone."""
 
+from base64 import b64encode
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -17,6 +20,7 @@ from hscr.models.vlm import VLM
 from hscr.records import Sampling
 from hscr.stack import PHANTOM
 from tests.engine.conftest import ENGINES, save_adapter
+from tests.engine.differences import differs
 from tests.serving import EngineProcess
 
 pytestmark = [
@@ -48,9 +52,10 @@ class Case:
         return buffer.getvalue()
 
 
+# The second is long enough to fill a block of vLLM's prefix cache, 128 tokens on a CPU.
 CASES = (
     Case("Is there any abnormality?", (112, 112)),
-    Case("Describe this image.", (640, 480)),
+    Case("Describe this image. " + "Name what you see and where. " * 12, (640, 480)),
     Case("Where is the lesion?", (90, 75)),
 )
 
@@ -105,8 +110,12 @@ def _key(version: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    vlm = VLM.load(PHANTOM)
+def vlm() -> VLM:
+    return VLM.load(PHANTOM)
+
+
+@pytest.fixture(scope="module")
+def folders(vlm: VLM, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = tmp_path_factory.mktemp("versions")
     return {
         name: save_adapter(vlm, made / str(seed), seed=seed, rank=16, scale=0.05)
@@ -136,17 +145,19 @@ async def loaded(phantom: EngineProcess, folders: dict[str, Path]):
             await client.unload_adapter(name)
 
 
+async def post(engine: EngineProcess, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    async with aiohttp.ClientSession(engine.address) as session, session.post(path, json=body) as reply:
+        assert reply.status == 200, await reply.text()
+        return await reply.json()
+
+
 async def served(engine: EngineProcess, version: str | None, case: Case) -> Answer:
     """`STEPS` greedy tokens, whether or not the answer would have ended before."""
     settings = Sampling(temperature=0.0, max_tokens=STEPS)
     model = version or engine.model
     request = ChatRequest.ask(model, case.question, case.image, sampling=settings, top_logprobs=TOP)
-    async with (
-        aiohttp.ClientSession(engine.address) as session,
-        session.post("/v1/chat/completions", json=request.body() | {"ignore_eos": True}) as reply,
-    ):
-        reply.raise_for_status()
-        entries = (await reply.json())["choices"][0]["logprobs"]["content"]
+    reply = await post(engine, "/v1/chat/completions", request.body() | {"ignore_eos": True})
+    entries = reply["choices"][0]["logprobs"]["content"]
     return Answer(
         [entry["token"] for entry in entries],
         [entry["logprob"] for entry in entries],
@@ -173,13 +184,59 @@ def test_the_versions_say_different_things(expected):
 
 async def test_a_repeated_prompt_gets_no_stale_answer_across_a_swap(phantom, folders, expected):
     (first, second), case = VERSIONS, CASES[1]
+
+    async def assert_own_answer(version: str | None) -> None:
+        assert (await served(phantom, version, case)).tokens == expected[version, case].tokens
+
     async with EngineClient(phantom.address) as client:
         await client.load_adapter(first, folders[first])
-        for version in (None, first, first):
-            assert (await served(phantom, version, case)).tokens == expected[version, case].tokens
+        before = phantom.metric("vllm:prefix_cache_hits_total")
+        for version in (None, first, None, first):
+            await assert_own_answer(version)
+        hits = phantom.metric("vllm:prefix_cache_hits_total") - before
+        assert (hits == 0) == differs(phantom, "no prefix cache"), "repeats must come from the cache"
         await client.load_adapter(second, folders[second])
-        assert (await served(phantom, second, case)).tokens == expected[second, case].tokens
+        await assert_own_answer(second)
         await client.unload_adapter(first)
-        assert (await served(phantom, second, case)).tokens == expected[second, case].tokens
-        assert (await served(phantom, None, case)).tokens == expected[None, case].tokens
+        for version in (second, None):
+            await assert_own_answer(version)
         await client.unload_adapter(second)
+
+
+CONVERSATIONS = {
+    "a question about an image": [("user", True, "Is there any abnormality?")],
+    "white space": [("user", True, "  Where is it?\n\nOn the left? ")],
+    "no image": [("user", False, "What is a nodule?")],
+    "beyond ASCII": [("user", True, "Größe der Läsion in µm – 肺?")],
+    "several turns": [
+        ("user", True, "Which organ?"),
+        ("assistant", False, "The lung."),
+        ("user", False, "Sure?"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+async def test_a_conversation_becomes_the_same_tokens(phantom, vlm, name):
+    turns = CONVERSATIONS[name]
+    ids = vlm.chat_ids([_turn(*turn, image={"type": "image"}) for turn in turns])
+    length = len(ids) + ids.count(vlm.image_token_id) * (vlm.image_token_count - 1)
+    picture = {
+        "type": "image_url",
+        "image_url": {"url": f"data:image/png;base64,{b64encode(CASES[0].image).decode()}"},
+    }
+    messages = [_turn(*turn, image=picture) for turn in turns]
+    body = {"model": phantom.model, "messages": messages, "max_tokens": 1}
+    assert (await post(phantom, "/v1/chat/completions", body))["usage"]["prompt_tokens"] == length
+    if phantom.kind == "vllm":
+        tokens = (await post(phantom, "/tokenize", {"model": phantom.model, "messages": messages}))["tokens"]
+        assert _placeholders_joined(tokens, vlm.image_token_id) == ids
+
+
+def _turn(role: str, shown: bool, text: str, *, image: dict[str, Any]) -> dict[str, Any]:
+    return {"role": role, "content": [*([image] if shown else []), {"type": "text", "text": text}]}
+
+
+def _placeholders_joined(ids: list[int], placeholder: int) -> list[int]:
+    """vLLM shows an image as one placeholder per visual token, or as one."""
+    return [token for before, token in pairwise([-1, *ids]) if not token == before == placeholder]
