@@ -49,8 +49,9 @@ class Command(NamedTuple):
 class Serving:
     """A base model and where it answers.
 
-    `device` and `dtype` are torch's names; the embedded engine knows float32 on a CPU only. `threads` are
-    those that compute, on a CPU. `max_loras` adapters of rank `max_lora_rank` or less fit in at once.
+    `device` and `dtype` are torch's names; the embedded engine knows float32 on a CPU only. `max_loras`
+    adapters of rank `max_lora_rank` or less fit in at once. On a CPU, `threads` compute, and `max_batch`
+    requests are decoded together; on a GPU vLLM chooses.
     """
 
     model: Path
@@ -81,7 +82,6 @@ class Serving:
             )
         options = self._common() | {
             "--dtype": self.dtype,
-            "--max-num-seqs": self.max_batch,
             "--generation-config": "vllm",  # the model's own would cap every answer's length
             "--chat-template-content-format": "openai",  # parts reach the template, as in training
             "--limit-mm-per-prompt": '{"image": 1}',
@@ -91,7 +91,8 @@ class Serving:
         switches = (*_SWITCHES, *shlex.split(settings.vllm_arguments))
         environment = dict(_ENVIRONMENT)
         if self.device == "cpu":
-            options |= {"--kv-cache-memory-bytes": settings.vllm_kv_cache_bytes, **_CPU_OPTIONS}
+            options |= {"--max-num-seqs": self.max_batch, **_CPU_OPTIONS}
+            options |= {"--kv-cache-memory-bytes": settings.vllm_kv_cache_bytes}
             switches = ("--enforce-eager", *switches)
             environment |= _CPU_ENVIRONMENT | {"OMP_NUM_THREADS": str(self.threads)}
         return Command((program, *rest, *_flags(options), *switches), environment)
