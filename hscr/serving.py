@@ -85,6 +85,7 @@ class Serving:
             "--generation-config": "vllm",  # the model's own would cap every answer's length
             "--chat-template-content-format": "openai",  # parts reach the template, as in training
             "--limit-mm-per-prompt": '{"image": 1}',
+            "--mm-processor-kwargs": '{"backend": "pil"}',  # as the trainer: torchvision resizes otherwise
             "--allowed-media-domains": "none.invalid",  # images come in the request, nothing is fetched
         }
         switches = (*_SWITCHES, *shlex.split(settings.vllm_arguments))
@@ -121,7 +122,7 @@ _ENVIRONMENT = {
 }
 _CPU_OPTIONS: dict[str, object] = {"--distributed-executor-backend": "uni", "--mm-processor-cache-gb": 0.25}
 _CPU_ENVIRONMENT = {
-    # One process instead of three: half the memory, and it starts in half the time.
+    # The worker in the engine's own process: less memory, and it starts in half the time.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # Bound threads of two engines would queue for the same core while others idle.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
