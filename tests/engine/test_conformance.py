@@ -6,6 +6,7 @@ import json
 import math
 from base64 import b64encode
 from io import BytesIO
+from typing import NamedTuple, Self
 
 import aiohttp
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from hscr.engine import Message
 from hscr.errors import EngineRejected
 from tests.engine.conftest import ask, png, until
+from tests.engine.differences import differs
 
 pytestmark = pytest.mark.anyio
 
@@ -174,29 +176,44 @@ async def test_an_unfinished_stop_string_is_given_out_at_the_end(client):
 
 
 async def test_a_client_that_leaves_stops_its_request(client, engine):
-    before = ended(engine, "abort")
-    finished = ended(engine, "length")
-    request = LONG
-    stream = client.stream(request)
-    async for _ in stream:
-        break
+    before = Ended.so_far(engine)
+    stream = client.stream(LONG)
+    await anext(stream)
+    await asyncio.to_thread(until, lambda: not idle(engine))
     await stream.aclose()
-    await asyncio.to_thread(until, lambda: ended(engine, "abort") == before + 1)
-    assert ended(engine, "length") == finished
-    assert engine.metric("vllm:num_requests_running") == 0
+    await asyncio.to_thread(until, lambda: idle(engine))
+    assert_aborted(engine, before)
 
 
 async def test_a_client_that_leaves_before_the_whole_answer_stops_its_request(client, engine):
-    before = ended(engine, "abort")
+    before = Ended.so_far(engine)
     call = asyncio.create_task(client.chat(LONG))
-    await asyncio.to_thread(until, lambda: engine.metric("vllm:num_requests_running") == 1)
+    await asyncio.to_thread(until, lambda: not idle(engine))
     call.cancel()
-    await asyncio.to_thread(until, lambda: ended(engine, "abort") == before + 1)
-    assert engine.metric("vllm:num_requests_running") == 0
+    await asyncio.to_thread(until, lambda: idle(engine))
+    assert_aborted(engine, before)
 
 
-def ended(engine, reason: str) -> float:
-    return engine.metric("vllm:request_success_total", finished_reason=reason)
+class Ended(NamedTuple):
+    """Requests that ended, and those of them that were broken off."""
+
+    all: float
+    aborted: float
+
+    @classmethod
+    def so_far(cls, engine) -> Self:
+        name = "vllm:request_success_total"
+        return cls(engine.metric(name), engine.metric(name, finished_reason="abort"))
+
+
+def idle(engine) -> bool:
+    return engine.metric("vllm:num_requests_running") == 0
+
+
+def assert_aborted(engine, before: Ended) -> None:
+    """One request was broken off since, and none went on to its end."""
+    counted = 0 if differs(engine, "does not count aborted requests") else 1
+    assert Ended.so_far(engine) == Ended(before.all + counted, before.aborted + counted)
 
 
 async def test_adapters_are_listed_under_their_parent_and_answer(client, engine, adapters):
@@ -219,6 +236,15 @@ async def test_adapters_in_one_batch_do_not_mix(client, adapters):
     alone = [(await client.chat(request)).text for request in requests]
     together = await asyncio.gather(*(client.chat(request) for request in requests))
     assert [answer.text for answer in together] == alone
+
+
+async def test_the_base_stays_itself_after_more_adapters_than_there_is_room_for(client, adapters):
+    before = await client.chat(ask(top=3))
+    for folder in (*adapters, adapters[0]):
+        await client.load_adapter("passing", folder)
+        assert (await client.chat(ask(model="passing"))).text != before.text
+        await client.unload_adapter("passing")
+        assert await client.chat(ask(top=3)) == before
 
 
 async def test_a_used_name_is_refused_and_keeps_its_weights(client, engine, adapters):
@@ -308,13 +334,16 @@ async def test_pictures_are_refused_and_nothing_is_fetched(engine, case):
     content = [*parts, {"type": "text", "text": "what is this?"}]
     async with server:
         status, _ = await post(engine, {"messages": [{"role": "user", "content": content}]})
-    assert 400 <= status < 500
+    assert status == (500 if "file" in case and differs(engine, "answers a file's URL with 500") else 400)
     assert visitors == []
 
 
 @pytest.mark.parametrize("case", BAD_BODIES)
 async def test_bad_requests_get_an_error_object(engine, client, case):
     status, reply = await post(engine, BAD_BODIES[case])
+    if "role" in case and differs(engine, "accepts any role"):
+        assert status == 200
+        return
     error = reply["error"]
     assert status == 400
     assert set(error) >= {"message", "type", "param", "code"}
