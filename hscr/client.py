@@ -250,6 +250,23 @@ class Client:
         body = {"reason": reason, "override": override, "evaluation_id": evaluation_id}
         return _record(Job, self._http.post(f"/v1/adapters/{version}/promote", body))
 
+    def canary(
+        self,
+        version: str,
+        share: float,
+        *,
+        reason: str,
+        override: bool = False,
+        evaluation_id: str | None = None,
+    ) -> Job:
+        """Let a version answer a share (0 to 1) of the traffic. Raises as `promote` does."""
+        body = {"share": share, "reason": reason, "override": override, "evaluation_id": evaluation_id}
+        return _record(Job, self._http.post(f"/v1/adapters/{version}/canary", body))
+
+    def end_canary(self, *, reason: str) -> Pointer:
+        """All traffic to the active version again."""
+        return _record(Pointer, self._http.post("/v1/adapters/end-canary", {"reason": reason}))
+
     def rollback(self, *, reason: str) -> Pointer:
         """Back to the previous version, which is still loaded."""
         return _record(Pointer, self._http.post("/v1/adapters/rollback", {"reason": reason}))

@@ -174,6 +174,7 @@ _ALL: tuple[BaseModel, ...] = (
     s.PreferencePage(data=[_PREFERENCE], next_before=None),
     s.AdapterList(data=[_STANDING], pointer=_POINTER),
     s.PromoteBody(reason="passed the gate"),
+    s.CanaryBody(reason="passed the gate; first on a tenth of the traffic", share=0.1),
     s.RollbackBody(reason="reviewers report more omissions"),
     _POINTER,
     _EVALUATION,

@@ -243,7 +243,15 @@ class PromoteBody(Body):
     evaluation_id: str | None = None
 
 
+class CanaryBody(PromoteBody):
+    """As for a promotion; the version answers a share of the questions that name none."""
+
+    share: float = Field(gt=0, lt=1, description="sticky by key and study, or image", examples=[0.1])
+
+
 class RollbackBody(Body):
+    """Why traffic goes back: to the previous version, or from a candidate's share to the active one."""
+
     reason: str = Field(min_length=1, max_length=500)
 
 

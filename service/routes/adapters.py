@@ -1,4 +1,4 @@
-"""Trained versions, and the two ways to change which one serves."""
+"""Trained versions, and the ways to change which one serves."""
 
 from datetime import timedelta
 from typing import Annotated
@@ -12,7 +12,7 @@ from hscr.store.store import Store
 from service.deps import Gateway, IdempotencyKey, Operator, Reviewer
 from service.docs import ALWAYS, SENDING, problems
 from service.jobs import submitted
-from service.schemas import AdapterList, AdapterView, PromoteBody, RollbackBody
+from service.schemas import AdapterList, AdapterView, CanaryBody, PromoteBody, RollbackBody
 from service.state import State
 from workers.contract import ReleasePayload
 
@@ -59,6 +59,45 @@ async def promote(
         state, key, JobKind.RELEASE, payload, response,
         body=body, about=version, idempotency_key=idempotency_key,
     )  # fmt: skip
+
+
+@router.post(
+    "/v1/adapters/{version}/canary",
+    operation_id="start_canary",
+    status_code=202,
+    responses=problems(*SENDING, NotFound, Conflict, GateRefused, IdempotencyConflict),
+)
+async def start_canary(
+    *,
+    state: Gateway,
+    key: Operator,
+    version: Version,
+    body: CanaryBody,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> Job:
+    """Let a version answer a share of the traffic first; the terms are those of a promotion.
+
+    While it runs, its errors and times to first text are compared with the active version's; when they are
+    worse, the share goes back to 0 by itself, on record. Research use only.
+    """
+    if version == BASE:
+        raise Conflict("The base model cannot be a candidate.", remedy="Promote it, or name an adapter.")
+    passed = await state.db(_admissible, state.store, version, body)
+    payload = ReleasePayload(
+        version_name=version, evaluation_id=passed, actor=key.id, reason=body.reason, override=body.override,
+        share=body.share,
+    )  # fmt: skip
+    return await submitted(
+        state, key, JobKind.RELEASE, payload, response,
+        body=body, about=version, idempotency_key=idempotency_key,
+    )  # fmt: skip
+
+
+@router.post("/v1/adapters/end-canary", operation_id="end_canary", responses=problems(*SENDING, Conflict))
+async def end_canary(state: Gateway, key: Operator, body: RollbackBody) -> Pointer:
+    """All traffic to the active version again; the candidate stays loaded. Research use only."""
+    return await state.db(state.store.releases.end_canary, actor=key.id, reason=body.reason)
 
 
 @router.post(
