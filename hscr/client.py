@@ -27,6 +27,7 @@ from hscr.records import (
     Record,
     Sampling,
     Verdict,
+    VersionCounts,
 )
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -230,6 +231,11 @@ class Client:
     def adapters(self) -> list[AdapterVersion]:
         """Newest first."""
         return _records(AdapterVersion, self._http.get("/v1/adapters")["data"])
+
+    def canary_counts(self) -> dict[str, VersionCounts]:
+        """What came of each version's requests in the canary that runs; empty without one."""
+        found = self._http.get("/v1/adapters")["canary"]
+        return {version: VersionCounts.model_validate(counts) for version, counts in found.items()}
 
     def evaluations(self) -> list[Evaluation]:
         """Newest first."""

@@ -18,6 +18,7 @@ from hscr.records import (
     PreferenceRecord,
     Sampling,
     Verdict,
+    VersionCounts,
 )
 from workers.contract import FinetunePayload
 
@@ -293,6 +294,9 @@ class AdapterView(AdapterVersion):
 class AdapterList(BaseModel):
     data: list[AdapterView]
     pointer: Pointer
+    canary: dict[str, VersionCounts] = Field(
+        description="what came of each version's requests (`base` for none) while the present share is given"
+    )
 
 
 class PointerChange(BaseModel):

@@ -28,6 +28,7 @@ WITHOUT_TORCH = [
     "workers.app",
     "workers.outbox",
     "workers.agent",
+    "workers.canary",
     "workers.evaluate",
     "workers.finetune",
     "workers.generate",

@@ -99,7 +99,7 @@ def status(*, url: Url = URL, key: Key = None, as_json: AsJson = False) -> None:
         hscr status --json
     """
     with Client(url, key) as client:
-        pointer, adapters = client.pointer(), client.adapters()
+        pointer, adapters, canary_counts = client.pointer(), client.adapters(), client.canary_counts()
         models, jobs, evaluations = client.models(), client.jobs(limit=10), client.evaluations()[:3]
     if as_json:
         records: dict[str, Sequence[Record]] = {
@@ -108,9 +108,13 @@ def status(*, url: Url = URL, key: Key = None, as_json: AsJson = False) -> None:
             "evaluations": evaluations,
         }
         listed = {name: [each.model_dump(mode="json") for each in some] for name, some in records.items()}
-        print_json({"pointer": pointer.model_dump(mode="json"), "models": models, **listed})
+        canary = {version: counts.model_dump() for version, counts in canary_counts.items()}
+        print_json({"pointer": pointer.model_dump(mode="json"), "models": models, "canary": canary, **listed})
         return
     console.print(_serving(pointer, models))
+    for version, counts in canary_counts.items():
+        rate, mean = f"{counts.error_rate:.1%} failed", f"first text after {counts.mean_seconds:.2f} s"
+        console.print(f"    canary: {version} answered {counts.requests} requests, {rate}, {mean}")
     if adapters:
         console.print(_adapters(adapters, evaluations))
     if jobs:

@@ -25,10 +25,8 @@ Version = Annotated[
 
 @router.get("/v1/adapters", operation_id="list_adapters", responses=problems(*ALWAYS))
 async def list_adapters(state: Gateway, _: Reviewer) -> AdapterList:
-    """Trained versions, newest first, and the pointer. Research use only."""
-    pointer, adapters, replicas = await state.db(_standing, state, state.store)
-    views = [_view(adapter, pointer, replicas) for adapter in adapters]
-    return AdapterList(data=views, pointer=pointer)
+    """Trained versions, newest first, the pointer, and how a canary does. Research use only."""
+    return await state.db(_standing, state, state.store)
 
 
 @router.post(
@@ -115,10 +113,13 @@ async def rollback(state: Gateway, key: Operator, body: RollbackBody) -> Pointer
     return await state.db(state.store.releases.rollback, actor=key.id, reason=body.reason)
 
 
-def _standing(state: State, store: Store) -> tuple[Pointer, list[AdapterVersion], list[Replica]]:
+def _standing(state: State, store: Store) -> AdapterList:
     seen = timedelta(seconds=state.settings.replicas_seen)
     releases = store.releases
-    return releases.pointer(), releases.adapters(), releases.replicas(seen_within=seen)
+    pointer, replicas = releases.pointer(), releases.replicas(seen_within=seen)
+    views = [_view(adapter, pointer, replicas) for adapter in releases.adapters()]
+    canary = releases.canary_counts(pointer.epoch) if pointer.share else {}
+    return AdapterList(data=views, pointer=pointer, canary=canary)
 
 
 def _view(adapter: AdapterVersion, pointer: Pointer, replicas: list[Replica]) -> AdapterView:

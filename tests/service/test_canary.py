@@ -124,6 +124,8 @@ def test_each_copys_outcomes_are_summed_by_version(serve, engine_of_scripts):
     wait_until(lambda: counted(one, B).requests == 4 and counted(one, A).requests == 6, what="the counts")
     assert (counted(one, B).errors, counted(one, B).texts) == (0, 4)
     assert counted(one, B).seconds > 0
+    told = one.get("/v1/adapters").json()["canary"]
+    assert {version: counts["requests"] for version, counts in told.items()} == {A: 6, B: 4}
 
 
 def test_failures_of_the_engine_are_counted_and_nothing_else(serve, engine_of_scripts):
