@@ -1,5 +1,6 @@
 """Two copies of the gateway, as processes of their own on one store: they agree on what serves, at once."""
 
+import signal
 import subprocess
 import sys
 import threading
@@ -12,10 +13,13 @@ from time import monotonic
 import httpx2
 import pytest
 
+from hscr.records import now
 from hscr.store.releases import add_adapter
 from hscr.store.tables import gateways
+from service.settings import GatewaySettings
 from tests.service.conftest import FOREVER, IMAGE, QUESTION, VERSIONS, adapter, b64, replica
 from tests.service.scripted import ScriptedEngine, scripted
+from tests.service.test_leaving import raw_request
 from tests.service.test_process import free_port
 from tests.waiting import wait_until
 
@@ -24,8 +28,17 @@ SEEN = timedelta(seconds=10)
 BODY = {"image": b64(IMAGE), "question": QUESTION}
 
 
+@dataclass(frozen=True)
+class Copy:
+    url: str
+    process: subprocess.Popen
+
+    def post(self, path: str, body: dict) -> httpx2.Response:
+        return httpx2.post(f"{self.url}{path}", json=body, timeout=30)
+
+
 @contextmanager
-def copy(settings) -> Iterator[str]:
+def copy(settings) -> Iterator[Copy]:
     """`python -m service` with its default settings, but for the age of a replica's row."""
     port = free_port()
     environment = {"HSCR_HOME": str(settings.home), "HSCR_REPLICAS_SEEN": str(FOREVER), "PATH": "/usr/bin"}
@@ -41,7 +54,7 @@ def copy(settings) -> Iterator[str]:
 
     try:
         wait_until(ready, what="a copy's start")
-        yield url
+        yield Copy(url, process)
     finally:
         process.terminate()
         process.wait(timeout=30)
@@ -58,7 +71,7 @@ def engine(store) -> Iterator[ScriptedEngine]:
 
 
 @pytest.fixture
-def copies(settings, engine) -> Iterator[tuple[str, str]]:
+def copies(settings, engine) -> Iterator[tuple[Copy, Copy]]:
     with ExitStack() as stack:
         yield stack.enter_context(copy(settings)), stack.enter_context(copy(settings))
 
@@ -81,9 +94,9 @@ class Traffic:
 
 
 @contextmanager
-def traffic(urls: tuple[str, ...]) -> Iterator[list[Traffic]]:
+def traffic(copies: tuple[Copy, ...]) -> Iterator[list[Traffic]]:
     """Two clients per copy. All is quiet again at the end of the block."""
-    clients = [Traffic(url) for url in urls for _ in range(2)]
+    clients = [Traffic(each.url) for each in copies for _ in range(2)]
     threads = [threading.Thread(target=client.run) for client in clients]
     for thread in threads:
         thread.start()
@@ -99,6 +112,11 @@ def traffic(urls: tuple[str, ...]) -> Iterator[list[Traffic]]:
 def epochs(store) -> list[int]:
     with store.database.read() as connection:
         return [row.epoch for row in connection.execute(gateways.select())]
+
+
+def oldest_heartbeat(store) -> timedelta:
+    with store.database.read() as connection:
+        return max(now() - row.seen_at for row in connection.execute(gateways.select()))
 
 
 def agreed(store) -> bool:
@@ -119,7 +137,7 @@ def test_after_a_rollback_no_copy_sends_anything_new_to_the_old_version(copies, 
     with traffic(copies) as clients:
         wait_until(lambda: all(len(client.answers) > 3 for client in clients), what="traffic")
         called = monotonic()
-        done = httpx2.post(f"{copies[0]}/v1/adapters/rollback", json={"reason": "worse"}, timeout=30)
+        done = copies[0].post("/v1/adapters/rollback", {"reason": "worse"})
         assert done.json()["active"] == A
         wait_until(lambda: agreed(store), what="both copies at A")
         seen = monotonic()
@@ -136,6 +154,30 @@ def test_after_a_rollback_no_copy_sends_anything_new_to_the_old_version(copies, 
     print(f"{told} {both:.0f} ms ({len(everything)} requests)")  # noqa: T201
 
 
+def test_a_copy_that_was_frozen_over_a_rollback_answers_nothing_by_what_it_knew(copies, store, engine):
+    """The question waits in the copy's socket when it wakes up, so it races with the first refresh."""
+    promote(store, A)
+    promote(store, B)
+    wait_until(lambda: agreed(store), what="both copies at B")
+    awake, frozen = copies
+    frozen.process.send_signal(signal.SIGSTOP)
+    try:
+        assert awake.post("/v1/adapters/rollback", {"reason": "worse"}).json()["active"] == A
+        stale = timedelta(seconds=GatewaySettings().pointer_stale)
+        wait_until(lambda: oldest_heartbeat(store) > stale, what="the frozen copy's age")
+        assert not store.releases.drained(B, gateways_seen=timedelta(hours=1))
+        with raw_request(frozen.url) as waiting:
+            frozen.process.send_signal(signal.SIGCONT)
+            reply = waiting.recv(65536)
+    finally:
+        frozen.process.send_signal(signal.SIGCONT)
+    assert reply.startswith((b"HTTP/1.1 503", b"HTTP/1.1 200"))
+    assert [exchange.model for exchange in engine.exchanges] == [A] * reply.startswith(b"HTTP/1.1 200")
+    wait_until(lambda: frozen.post("/v1/vqa", BODY).status_code == 200, what="the copy's recovery")
+    assert {exchange.model for exchange in engine.exchanges} == {A}
+    wait_until(lambda: store.releases.drained(B, gateways_seen=SEEN), what="the drain of B")
+
+
 def test_what_an_agent_reports_is_every_copys_view(copies, store, engine):
     promote(store, A)
     wait_until(lambda: agreed(store), what="both copies at A")
@@ -144,12 +186,12 @@ def test_what_an_agent_reports_is_every_copys_view(copies, store, engine):
         store.releases.report_replica(replica(engine.address, loaded=()))
         store.releases.report_replica(replica(second.address, "engine-1", loaded=(A,)))
 
-        def served_by(url: str) -> set[str]:
-            models = httpx2.get(f"{url}/v1/models", timeout=30).json()["data"]
+        def served_by(copy: Copy) -> set[str]:
+            models = httpx2.get(f"{copy.url}/v1/models", timeout=30).json()["data"]
             return {f"{model['id']}:{model['replicas']}" for model in models}
 
-        wait_until(lambda: all(served_by(url) == {f"{A}:1", "tiny:2"} for url in copies), what="one view")
+        wait_until(lambda: all(served_by(each) == {f"{A}:1", "tiny:2"} for each in copies), what="one view")
         print(f"both copies route by two agents' reports after {1000 * (monotonic() - began):.0f} ms")  # noqa: T201
-        assert {httpx2.post(f"{url}/v1/vqa", json=BODY, timeout=30).status_code for url in copies} == {200}
+        assert {each.post("/v1/vqa", BODY).status_code for each in copies} == {200}
         assert [exchange.model for exchange in second.exchanges] == [A, A]
         assert engine.exchanges == []
