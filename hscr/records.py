@@ -250,6 +250,31 @@ class Pointer(Record):
     epoch: int = 0
 
 
+class VersionCounts(Record):
+    """What one version's requests came to while a canary ran. Add them to sum over gateways."""
+
+    requests: int = Field(default=0, description="that got a text or failed")
+    errors: int = Field(default=0, description="failures of the engine, before or after the first text")
+    texts: int = Field(default=0, description="requests that got one")
+    seconds: float = Field(default=0.0, description="summed over `texts`: from the call to the first text")
+
+    @property
+    def error_rate(self) -> float:
+        return self.errors / self.requests if self.requests else 0.0
+
+    @property
+    def mean_seconds(self) -> float:
+        return self.seconds / self.texts if self.texts else 0.0
+
+    def __add__(self, other: "VersionCounts") -> "VersionCounts":
+        return VersionCounts(
+            requests=self.requests + other.requests,
+            errors=self.errors + other.errors,
+            texts=self.texts + other.texts,
+            seconds=self.seconds + other.seconds,
+        )
+
+
 class Replica(Record):
     """One engine as its agent last saw it."""
 

@@ -24,6 +24,7 @@ from hscr.records import (
     Response,
     Sampling,
     Verdict,
+    VersionCounts,
 )
 from service import schemas as s
 from workers.contract import FinetunePayload, GeneratePayload
@@ -172,8 +173,9 @@ _ALL: tuple[BaseModel, ...] = (
     _JOB,
     s.JobPage(data=[_JOB], next_before=None),
     s.PreferencePage(data=[_PREFERENCE], next_before=None),
-    s.AdapterList(data=[_STANDING], pointer=_POINTER),
+    s.AdapterList(data=[_STANDING], pointer=_POINTER, canary={"base": VersionCounts()}),
     s.PromoteBody(reason="passed the gate"),
+    s.CanaryBody(reason="passed the gate; first on a tenth of the traffic", share=0.1),
     s.RollbackBody(reason="reviewers report more omissions"),
     _POINTER,
     _EVALUATION,

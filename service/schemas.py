@@ -18,6 +18,7 @@ from hscr.records import (
     PreferenceRecord,
     Sampling,
     Verdict,
+    VersionCounts,
 )
 from workers.contract import FinetunePayload
 
@@ -243,7 +244,15 @@ class PromoteBody(Body):
     evaluation_id: str | None = None
 
 
+class CanaryBody(PromoteBody):
+    """As for a promotion; the version answers a share of the questions that name none."""
+
+    share: float = Field(gt=0, lt=1, description="sticky by key and study, or image", examples=[0.1])
+
+
 class RollbackBody(Body):
+    """Why traffic goes back: to the previous version, or from a candidate's share to the active one."""
+
     reason: str = Field(min_length=1, max_length=500)
 
 
@@ -285,6 +294,9 @@ class AdapterView(AdapterVersion):
 class AdapterList(BaseModel):
     data: list[AdapterView]
     pointer: Pointer
+    canary: dict[str, VersionCounts] = Field(
+        description="what came of each version's requests (`base` for none) while the present share is given"
+    )
 
 
 class PointerChange(BaseModel):

@@ -16,7 +16,8 @@ from hscr.errors import HscrError
 from hscr.records import JobKind
 from hscr.store.store import Store
 from workers.broker import build
-from workers.contract import CONSIDER_FINETUNE_TASK, SWEEP_TASK, task_name
+from workers.canary import watch_canary
+from workers.contract import CONSIDER_FINETUNE_TASK, SWEEP_TASK, WATCH_CANARY_TASK, task_name
 from workers.evaluate import evaluate
 from workers.finetune import finetune
 from workers.generate import generate
@@ -66,6 +67,10 @@ def _consider_finetune() -> None:
     consider_finetune(services())
 
 
+def _watch_canary() -> None:
+    watch_canary(services())
+
+
 def _open(**_: Any) -> None:
     try:
         services()
@@ -86,6 +91,7 @@ for _kind, _body in BODIES.items():
     app.task(_run(_body), name=task_name(_kind))
 app.task(_sweep, name=SWEEP_TASK)
 app.task(_consider_finetune, name=CONSIDER_FINETUNE_TASK)
+app.task(_watch_canary, name=WATCH_CANARY_TASK)
 signals.worker_init.connect(_open, weak=False)
 signals.worker_shutting_down.connect(_stop, weak=False)
 signals.worker_shutdown.connect(_close, weak=False)

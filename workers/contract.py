@@ -32,6 +32,7 @@ def task_name(kind: JobKind) -> str:
 
 SWEEP_TASK = "hscr.sweep"
 CONSIDER_FINETUNE_TASK = "hscr.consider_finetune"
+WATCH_CANARY_TASK = "hscr.watch_canary"
 
 
 class Payload(Record):
@@ -85,6 +86,9 @@ class ReleasePayload(Payload):
     actor: str
     reason: str
     override: bool = False
+    share: float | None = Field(
+        default=None, gt=0, lt=1, description="of the traffic, as a canary; None makes the version active"
+    )
 
 
 PAYLOADS: dict[JobKind, type[Payload]] = {

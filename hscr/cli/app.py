@@ -14,7 +14,7 @@ from hscr.cli.demo import demo
 from hscr.cli.doctor import doctor
 from hscr.cli.learn import evaluate, export, finetune, generate
 from hscr.cli.phantom import phantom
-from hscr.cli.release import promote, rollback, status
+from hscr.cli.release import canary, promote, rollback, status
 from hscr.cli.up import up
 from hscr.errors import HscrError
 
@@ -29,7 +29,7 @@ _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "On this machine": (demo, up, doctor, convert),
     "Asking": (ask, caption),
     "Learning": (generate, finetune, evaluate, export, ablate, recipes),
-    "Releasing": (status, promote, rollback),
+    "Releasing": (status, promote, canary, rollback),
 }
 for panel, commands in _PANELS.items():
     for command in commands:

@@ -19,12 +19,14 @@ from hscr.records import (
     Pointer,
     PreferenceRecord,
     Replica,
+    VersionCounts,
     now,
 )
 from hscr.store.database import Database
 from hscr.store.tables import (
     adapter_records,
     adapters,
+    canary_counts,
     dependence_scores,
     evaluation_outcomes,
     evaluations,
@@ -107,11 +109,16 @@ class Releases:
             return _pointer(connection)
 
     def propose(self, version: str | None, *, actor: str, reason: str) -> Pointer:
-        """Name the candidate, so that agents load it. Nothing is served differently yet."""
+        """Name the candidate, so that agents load it. Nothing is served differently yet.
+
+        A share of the traffic belongs to its candidate: another one begins without any.
+        """
         with self._database.write() as connection:
             if version is not None:
                 _servable(connection, version)
-            return _move(connection, "propose", actor, reason, candidate=version)
+            present = _pointer(connection, lock=True)
+            share = present.share if version == present.candidate else 0.0
+            return _move(connection, "propose", actor, reason, candidate=version, share=share)
 
     def promote(
         self,
@@ -144,6 +151,28 @@ class Releases:
                 connection, "rollback", actor, reason,
                 active=present.previous, previous=present.active, candidate=None, share=0.0,
             )  # fmt: skip
+
+    def end_canary(self, *, actor: str, reason: str, epoch: int | None = None) -> Pointer:
+        """All traffic to the active version again; the candidate stays loaded.
+
+        Raises Conflict when no canary runs, or the pointer moved on from `epoch`.
+        """
+        with self._database.write() as connection:
+            present = _pointer(connection, lock=True)
+            if not present.share or epoch not in (None, present.epoch):
+                raise Conflict("This canary does not run any more.", remedy="Nothing has to be done.")
+            return _move(connection, "end-canary", actor, reason, share=0.0)
+
+    def canary_counts(self, epoch: int) -> dict[str, VersionCounts]:
+        """By version name (`base` for none), summed over gateways: what came of the canary of this epoch."""
+        query = select(canary_counts.c.versions).where(canary_counts.c.epoch == epoch)
+        total: dict[str, VersionCounts] = {}
+        with self._database.read() as connection:
+            for versions in connection.execute(query).scalars():
+                for version, body in versions.items():
+                    counts = VersionCounts.model_validate(body)
+                    total[version] = total.get(version, VersionCounts()) + counts
+        return total
 
     def history(self, *, limit: int = 50) -> list[dict[str, Any]]:
         """Every change of the pointer, newest first: who, why, on which evaluation, overridden or not."""
@@ -203,11 +232,21 @@ class Releases:
         with self._database.read() as connection:
             return _replicas(connection, seen_within)
 
-    def report_gateway(self, gateway_id: str, *, epoch: int, in_flight: dict[str, int]) -> None:
+    def report_gateway(
+        self,
+        gateway_id: str,
+        *,
+        epoch: int,
+        in_flight: dict[str, int],
+        canary: dict[str, VersionCounts] | None = None,
+    ) -> None:
+        """A heartbeat; `canary` is what came of each version's requests in this epoch, if one runs."""
         with self._database.write() as connection:
             connection.execute(delete(gateways).where(gateways.c.id == gateway_id))
             values = {"id": gateway_id, "epoch": epoch, "in_flight": in_flight, "seen_at": now()}
             connection.execute(insert(gateways).values(**values))
+            if canary:
+                _write_counts(connection, gateway_id, epoch, canary)
 
     def remove_gateway(self, gateway_id: str) -> None:
         with self._database.write() as connection:
@@ -285,6 +324,33 @@ def promote_in(
     )  # fmt: skip
 
 
+def canary_in(
+    connection: Connection,
+    version: str | None,
+    share: float,
+    *,
+    actor: str,
+    reason: str,
+    evaluation: str | None = None,
+    override: bool = False,
+    replicas_seen: timedelta,
+) -> Pointer:
+    """Send `share` (0 to 1) of the traffic to `version`, in the caller's transaction.
+
+    Raises as `Releases.promote` does: whoever is asked something is asked nothing less than released.
+    """
+    present = _pointer(connection, lock=True)
+    if version is None or version == present.active:
+        raise Conflict(f"{version or 'The base model'} cannot be tried beside {present.active or 'itself'}.")
+    _servable(connection, version)
+    _check_gate(connection, version, evaluation, override=override)
+    _check_loaded(connection, version, replicas_seen)
+    return _move(
+        connection, "canary", actor, reason, evaluation=evaluation, override=override,
+        candidate=version, share=share,
+    )  # fmt: skip
+
+
 def _adapter(connection: Connection, name: str) -> AdapterVersion:
     body = connection.execute(select(adapters.c.body).where(adapters.c.name == name)).scalar_one_or_none()
     if body is None:
@@ -337,6 +403,13 @@ def _write_replica(connection: Connection, replica: Replica) -> None:
     connection.execute(delete(replicas).where(replicas.c.id == replica.id))
     body = replica.model_dump(mode="json")
     connection.execute(insert(replicas).values(id=replica.id, seen_at=replica.seen_at, body=body))
+
+
+def _write_counts(connection: Connection, gateway: str, epoch: int, counts: dict[str, VersionCounts]) -> None:
+    where = (canary_counts.c.epoch == epoch, canary_counts.c.gateway == gateway)
+    connection.execute(delete(canary_counts).where(*where))
+    versions = {version: each.model_dump(mode="json") for version, each in counts.items()}
+    connection.execute(insert(canary_counts).values(epoch=epoch, gateway=gateway, versions=versions))
 
 
 def _replicas(connection: Connection, seen_within: timedelta) -> list[Replica]:

@@ -252,6 +252,13 @@ gateways = Table(
     Column("seen_at", UtcDateTime, nullable=False),
 )  # fmt: skip
 
+canary_counts = Table(
+    "canary_counts", metadata,
+    Column("epoch", Integer, primary_key=True),
+    Column("gateway", String(120), primary_key=True),
+    Column("versions", JSON, nullable=False),
+)  # fmt: skip
+
 version_leases = Table(
     "version_leases", metadata,
     Column("holder", String(80), primary_key=True),

@@ -40,6 +40,8 @@ def test_a_problem_is_one_line_and_its_remedy(up: Up, samples: Path) -> None:
         (["ask", str(samples / "00.png"), " "], "The question is empty"),
         (["ask", str(samples / "00.png"), "What?", "--adapter", "hscr@000000000000"], "hscr@000000000000"),
         (["rollback", "--reason", "none"], "no earlier version"),
+        (["canary", "--end", "--reason", "none"], "does not run"),
+        (["canary", "--reason", "none"], "Name a version"),
         (["generate", "--input", str(samples / "rows.jsonl")], "consent"),
     ):
         done = up.run(*arguments)
