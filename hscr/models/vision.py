@@ -37,6 +37,11 @@ class Vision:
         return self._tower.dtype
 
     @property
+    def parameters(self) -> int:
+        """How many numbers tower and projector hold."""
+        return sum(p.numel() for part in (self._tower, self._projector) for p in part.parameters())
+
+    @property
     def count(self) -> int:
         """N: visual tokens of one image after the projector."""
         return self._patches + self._extra
