@@ -1,5 +1,6 @@
 """A given answer scored by the engine that serves: by image, by its visual tokens, and by fewer of them."""
 
+import asyncio
 import io
 from typing import Any
 
@@ -11,7 +12,7 @@ from hscr.contrast.degrade import degrade
 from hscr.engine import ChatRequest, Expected, Message, VisualTokens
 from hscr.errors import EngineError, EngineRejected, InvalidInput
 from hscr.records import Sampling
-from tests.engine.conftest import png
+from tests.engine.conftest import ask, png
 
 pytestmark = pytest.mark.anyio
 
@@ -19,6 +20,8 @@ QUESTION = "is there a nodule in the left lung?"
 ANSWER = "yes, there is a small nodule in the left lung."
 TOLERANCE = {"embedded": 1e-4, "vllm": 1e-3}
 """in nats, in fp32"""
+MIXED = 1e-2
+"""in nats: less than what another image, mask or adapter changes"""
 
 
 @pytest.fixture
@@ -127,6 +130,27 @@ async def test_an_adapter_scores_with_its_own_weights(client, vlm, adapters, kin
             score = await client.score(given(shown, model="a"), expected(vlm))
             assert score == pytest.approx(own(vlm, shown, adapter="reference"), abs=TOLERANCE[kind])
             assert score != pytest.approx(own(vlm, shown), abs=1e-2)
+    finally:
+        vlm.unload_adapter("reference")
+
+
+async def test_scores_answers_images_and_adapters_run_together(client, vlm, adapters):
+    """In one step. vLLM must keep its head out of LoRA for it (`--lora-target-modules`), or it dies of this."""
+    await client.load_adapter("a", adapters[0])
+    vlm.load_adapter(adapters[0], "reference")
+    alone = [(await client.chat(ask(image=i, max_tokens=20))).text for i in range(4)]
+    shown = [seen(vlm, i) if i % 3 else zeroed(seen(vlm, i), i) for i in range(12)]
+    requests = [
+        given(png(i) if i % 3 == 2 else tokens, model=("tiny", "a")[i % 2]) for i, tokens in enumerate(shown)
+    ]
+    try:
+        answers = [client.chat(ask(image=i % 4, max_tokens=20)) for i in range(12)]
+        scores = [client.score(request, expected(vlm)) for request in requests]
+        found = await asyncio.gather(*answers, *scores)
+        assert [answer.text for answer in found[:12]] == alone * 3
+        for i, (score, tokens) in enumerate(zip(found[12:], shown, strict=True)):
+            own_scores = own(vlm, tokens, adapter=(None, "reference")[i % 2])
+            assert score == pytest.approx(own_scores, abs=MIXED)
     finally:
         vlm.unload_adapter("reference")
 
