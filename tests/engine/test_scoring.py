@@ -135,7 +135,7 @@ async def test_an_adapter_scores_with_its_own_weights(client, vlm, adapters, kin
 
 
 async def test_scores_answers_images_and_adapters_run_together(client, vlm, adapters):
-    """In one step. vLLM must keep its head out of LoRA for it (`--lora-target-modules`), or it dies of this."""
+    """In one step. vLLM dies of this unless it keeps its head out of LoRA (`--lora-target-modules`)."""
     await client.load_adapter("a", adapters[0])
     vlm.load_adapter(adapters[0], "reference")
     alone = [(await client.chat(ask(image=i, max_tokens=20))).text for i in range(4)]
