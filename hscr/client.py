@@ -28,6 +28,7 @@ from hscr.records import (
     Sampling,
     Verdict,
     VersionCounts,
+    VisualDependence,
 )
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -102,6 +103,15 @@ class Client:
     def lineage(self, answer_id: str) -> dict[str, Any]:
         """Image, adapter, training records, evaluations and promotions behind an answer."""
         return self._http.get(f"/v1/answers/{answer_id}/lineage")
+
+    def score_answer(self, answer_id: str) -> Job | VisualDependence:
+        """Have it measured how much the image changed an answer's words. An earlier result comes at once."""
+        body = self._http.post(f"/v1/answers/{answer_id}/visual-dependence", {})
+        return _record(Job, body) if "kind" in body else _record(VisualDependence, body)
+
+    def visual_dependence(self, answer_id: str) -> VisualDependence:
+        """The newest result. Raises NotFound before there is one."""
+        return _record(VisualDependence, self._http.get(f"/v1/answers/{answer_id}/visual-dependence"))
 
     def models(self) -> list[dict[str, Any]]:
         """Names that a question may use now."""

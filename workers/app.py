@@ -26,6 +26,7 @@ from workers.leases import Done, Lease, Terms, run_job
 from workers.loop import consider_finetune
 from workers.release import release
 from workers.score import score
+from workers.score_answer import score_answer
 from workers.services import Services
 from workers.settings import WorkerSettings
 from workers.sweep import sweep
@@ -34,6 +35,7 @@ BODIES: dict[JobKind, Callable[[Services, Lease], Done]] = {
     JobKind.GENERATE: generate,
     JobKind.FINETUNE: finetune,
     JobKind.SCORE: score,
+    JobKind.SCORE_ANSWER: score_answer,
     JobKind.EVALUATE: evaluate,
     JobKind.RELEASE: release,
 }

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from hscr.config import EvaluateConfig, FinetuneConfig, GenerateConfig
-from hscr.records import JobKind, Record
+from hscr.records import Dropping, JobKind, Record
 
 CONTRACT_VERSION = 1
 
@@ -20,6 +20,7 @@ QUEUE_OF: dict[JobKind, str] = {
     JobKind.GENERATE: GENERATE,
     JobKind.FINETUNE: FINETUNE,
     JobKind.SCORE: SCORE,
+    JobKind.SCORE_ANSWER: SCORE,
     JobKind.EVALUATE: EVALUATE,
     JobKind.RELEASE: CONTROL,
 }
@@ -69,6 +70,13 @@ class ScorePayload(Payload):
     auto_promote: bool = False
 
 
+class ScoreAnswerPayload(Payload):
+    """Measure how much the image changed the words of one answer, by the engine that serves its version."""
+
+    answer_id: str
+    dropping: Dropping = Dropping()
+
+
 class EvaluatePayload(Payload):
     """Judge the candidate against the active version through the serving engine."""
 
@@ -95,6 +103,7 @@ PAYLOADS: dict[JobKind, type[Payload]] = {
     JobKind.GENERATE: GeneratePayload,
     JobKind.FINETUNE: FinetunePayload,
     JobKind.SCORE: ScorePayload,
+    JobKind.SCORE_ANSWER: ScoreAnswerPayload,
     JobKind.EVALUATE: EvaluatePayload,
     JobKind.RELEASE: ReleasePayload,
 }

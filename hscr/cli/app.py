@@ -7,7 +7,7 @@ import typer
 
 from hscr.cli.ablate import ablate, recipes
 from hscr.cli.admin import db, keys
-from hscr.cli.ask import ask, caption
+from hscr.cli.ask import ask, caption, dependence
 from hscr.cli.common import complaints
 from hscr.cli.convert import convert
 from hscr.cli.demo import demo
@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "On this machine": (demo, up, doctor, convert),
-    "Asking": (ask, caption),
+    "Asking": (ask, caption, dependence),
     "Learning": (generate, finetune, evaluate, export, ablate, recipes),
     "Releasing": (status, promote, canary, rollback),
 }

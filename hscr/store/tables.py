@@ -217,6 +217,15 @@ dependence_scores = Table(
     Column("body", JSON, nullable=False),
 )  # fmt: skip
 
+answer_dependence = Table(
+    "answer_dependence", metadata,
+    Column("answer_id", String(80), ForeignKey("answers.id"), primary_key=True),
+    Column("dropping", String(64), primary_key=True),
+    Column("study", String(100), nullable=False, index=True),
+    _created(),
+    _body(),
+)  # fmt: skip
+
 pointer = Table(
     "pointer", metadata,
     Column("id", Integer, primary_key=True),

@@ -17,7 +17,8 @@ from hscr.store.store import Store
 from tests.cli.running import hscr
 
 COMMANDS = (
-    "up ask caption generate finetune evaluate promote canary rollback status export doctor keys db phantom"
+    "up ask caption dependence generate finetune evaluate promote canary rollback status export doctor keys "
+    "db phantom"
 )
 
 
