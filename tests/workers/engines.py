@@ -102,14 +102,18 @@ def register(store: Store, model: Path, folder: Path, probe: dict[str, Any]) -> 
     return version
 
 
-def start_agent(processes: Processes, engine: Engine) -> subprocess.Popen[bytes]:
+def start_agent(
+    processes: Processes, engine: Engine, *, url: str | None = None, name: str = "one", **environment: str
+) -> subprocess.Popen[bytes]:
+    """The agent called `name`, which reaches the engine at `url` if that is not the engine's own."""
     return processes.start(
         "workers.agent",
-        HSCR_ENGINE_URL=engine.url,
-        HSCR_REPLICA_ID="one",
+        HSCR_ENGINE_URL=url or engine.url,
+        HSCR_REPLICA_ID=name,
         HSCR_MODEL_PATH=str(EMBEDDED_MODEL),
         HSCR_RETRY_SECONDS="0.5",
         HSCR_UNLOAD_GRACE_SECONDS="0.2",
+        **environment,
     )
 
 

@@ -3,54 +3,17 @@
 import json
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from hscr.models.digest import model_digest, template_digest
 from hscr.records import AdapterState, AdapterVersion
 from hscr.store.store import Store
-from tests.redis_server import free_port
 from tests.waiting import wait_until
 from tests.workers.engines import SEEN, Engine, loaded, probe, register, replica, start_agent
 from tests.workers.harness import Processes, make_adapter
 from workers.agent import intended_use
 from workers.settings import EMBEDDED_MODEL
-
-
-@pytest.fixture(scope="module")
-def model() -> Path:
-    """The embedded model: what a random one says cannot be read back into the same tokens."""
-    return EMBEDDED_MODEL
-
-
-@pytest.fixture(scope="module")
-def running(model: Path) -> Iterator[Engine]:
-    engine = Engine(model, free_port())
-    engine.start()
-    yield engine
-    engine.kill()
-
-
-@pytest.fixture
-def engine(running: Engine) -> Engine:
-    for name in running.adapters():
-        running.unload(name)
-    return running
-
-
-@pytest.fixture(scope="module")
-def folders(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return [
-        make_adapter(model, tmp_path_factory.mktemp("adapter") / "a", seed=seed, scale=0.2) for seed in (1, 2)
-    ]
-
-
-@pytest.fixture(scope="module")
-def probes(model: Path, folders: list[Path]) -> list[dict[str, Any]]:
-    return [probe(model, folder) for folder in folders]
 
 
 def promote(store: Store, version: str | None) -> None:
@@ -62,17 +25,19 @@ def propose(store: Store, version: str | None) -> None:
 
 
 def test_an_agent_loads_probes_reports_unloads_and_goes(
-    store: Store, processes: Processes, engine: Engine, model: Path, folders: list[Path], probes: list[Any]
+    store: Store, processes: Processes, engine: Engine, folders: list[Path], probes: list[Any]
 ) -> None:
     """One life: base only, a candidate, its promotion, another, a restart of the engine, the end."""
-    first, second = (register(store, model, *each) for each in zip(folders, probes, strict=True))
+    first, second = (
+        register(store, EMBEDDED_MODEL, *each) for each in zip(folders[:2], probes[:2], strict=True)
+    )
     engine.load("somebody's", folders[0])
     agent = start_agent(processes, engine)
 
     seen = wait_until(lambda: replica(store), seconds=60)
     assert seen.ready
     assert (seen.model, seen.model_digest, seen.template_digest) == (
-        "base", model_digest(model), template_digest(model),
+        "base", model_digest(EMBEDDED_MODEL), template_digest(EMBEDDED_MODEL),
     )  # fmt: skip
     assert seen.numeric_mode == "cpu/float32"
     wait_until(lambda: engine.adapters() == set(), what="the stranger being unloaded")
@@ -112,24 +77,26 @@ def test_an_agent_loads_probes_reports_unloads_and_goes(
     assert engine.adapters() == {second.name}, "the engine goes on answering"
 
 
-def spoilt(store: Store, model: Path, folder: Path, probe: dict[str, Any], out: Path) -> AdapterVersion:
+def spoilt(store: Store, folder: Path, probe: dict[str, Any], out: Path) -> AdapterVersion:
     from safetensors.numpy import load_file, save_file
 
     shutil.copytree(folder, out)
     weights = load_file(out / "adapter_model.safetensors")
     next(iter(weights.values()))[0, 0] = float("nan")
     save_file(weights, out / "adapter_model.safetensors")
-    return register(store, model, out, probe)
+    return register(store, EMBEDDED_MODEL, out, probe)
 
 
 def test_unfit_versions_never_go_live(
-    store: Store, processes: Processes, engine: Engine, model: Path, folders: list[Path], probes: list[Any],
+    store: Store, processes: Processes, engine: Engine, folders: list[Path], probes: list[Any],
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """NaN is refused before the engine sees it; a no-op and foreign answers after it was asked."""
-    nan = spoilt(store, model, folders[0], probes[0], tmp_path / "nan")
-    noop = register(store, model, make_adapter(model, tmp_path / "noop", seed=3, scale=1e-6), probes[0])
-    foreign = register(store, model, folders[1], probes[0])
+    nan = spoilt(store, folders[0], probes[0], tmp_path / "nan")
+    noop = register(
+        store, EMBEDDED_MODEL, make_adapter(EMBEDDED_MODEL, tmp_path / "noop", seed=3, scale=1e-6), probes[0]
+    )
+    foreign = register(store, EMBEDDED_MODEL, folders[1], probes[0])
     start_agent(processes, engine)
 
     for version, why in ((nan, "NaN"), (noop, "exactly as without it")):
@@ -153,9 +120,9 @@ def test_unfit_versions_never_go_live(
 
 
 def test_damaged_files_of_a_serving_version_are_a_problem_of_the_replica(
-    store: Store, processes: Processes, engine: Engine, model: Path, folders: list[Path], probes: list[Any]
+    store: Store, processes: Processes, engine: Engine, folders: list[Path], probes: list[Any]
 ) -> None:
-    version = register(store, model, folders[0], probes[0])
+    version = register(store, EMBEDDED_MODEL, folders[0], probes[0])
     with store.database.write() as connection:
         connection.exec_driver_sql("UPDATE pointer SET active = ?", (version.name,))
     config = store.blobs.folder(version.digest) / "adapter_config.json"
