@@ -72,9 +72,9 @@ def engine(running: Engine) -> Engine:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three adapters of the embedded model, each of which answers differently."""
+    """Three adapters of the embedded model, each of which answers differently, and not as the base."""
     where = tmp_path_factory.mktemp("adapters")
-    return [make_adapter(EMBEDDED_MODEL, where / str(seed), seed=seed, scale=0.2) for seed in (1, 2, 3)]
+    return [make_adapter(EMBEDDED_MODEL, where / str(seed), seed=seed, scale=0.07) for seed in (1, 2, 3)]
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ from tests.workers.harness import Processes, png
 from workers.settings import EMBEDDED_MODEL
 
 SEEN = timedelta(seconds=5)
+PICTURES = tuple(png(seed) for seed in range(1, 7))
 
 
 class Engine:
@@ -82,16 +83,22 @@ def probe(model: Path, folder: Path) -> dict[str, Any]:
     """The probe that the trainer would have stored."""
     vlm = VLM.load(model)
     vlm.load_adapter(folder, "probed")
-    record = PreferenceRecord(
-        id="pref_1", image_digest=bytes_digest(png(1)), study="s", question="what is this?", chosen="no.",
+    pairs = [(_record(picture), Image.open(io.BytesIO(picture))) for picture in PICTURES]
+    return probe_adapter(vlm, "probed", pairs)
+
+
+def _record(picture: bytes) -> PreferenceRecord:
+    digest = bytes_digest(picture)
+    return PreferenceRecord(
+        id=f"pref_{digest}", image_digest=digest, study="s", question="what is this?", chosen="no.",
         rejected=(Response(text="no.", similarity=0.1, mean_probability=0.1),), source="s", method="hscr",
-        model_digest=vlm.digest, config_digest="c", consent=True,
+        model_digest="m", config_digest="c", consent=True,
     )  # fmt: skip
-    return probe_adapter(vlm, "probed", [(record, Image.open(io.BytesIO(png(1))))])
 
 
 def register(store: Store, model: Path, folder: Path, probe: dict[str, Any]) -> AdapterVersion:
-    store.blobs.put(png(1))
+    for picture in PICTURES:
+        store.blobs.put(picture)
     digest = store.blobs.put_folder(folder)
     version = AdapterVersion(
         name=f"hscr@{digest[:12]}", digest=digest, base_digest=model_digest(model), job_id="job_1",

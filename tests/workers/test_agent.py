@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hscr.store.store import Store
 from tests.waiting import wait_until
 from tests.workers.engines import SEEN, Engine, loaded, probe, register, replica, start_agent
 from tests.workers.harness import Processes, make_adapter
+from tests.workers.proxy import LOAD, Proxy
 from workers.agent import intended_use
 from workers.settings import EMBEDDED_MODEL
 
@@ -77,14 +79,14 @@ def test_an_agent_loads_probes_reports_unloads_and_goes(
     assert engine.adapters() == {second.name}, "the engine goes on answering"
 
 
-def spoilt(store: Store, folder: Path, probe: dict[str, Any], out: Path) -> AdapterVersion:
+def spoilt(store: Store, folder: Path, probed: dict[str, Any], out: Path) -> AdapterVersion:
     from safetensors.numpy import load_file, save_file
 
     shutil.copytree(folder, out)
     weights = load_file(out / "adapter_model.safetensors")
     next(iter(weights.values()))[0, 0] = float("nan")
     save_file(weights, out / "adapter_model.safetensors")
-    return register(store, EMBEDDED_MODEL, out, probe)
+    return register(store, EMBEDDED_MODEL, out, probed)
 
 
 def test_unfit_versions_never_go_live(
@@ -137,6 +139,77 @@ def test_damaged_files_of_a_serving_version_are_a_problem_of_the_replica(
     config.write_text(good)
     wait_until(lambda: loaded(store) == (version.name,), what="the repaired version")
     assert replica(store).ready
+
+
+def test_an_engine_holds_active_previous_candidate_and_one_more(
+    store: Store, processes: Processes, engine: Engine, folders: list[Path], probes: list[Any], tmp_path: Path
+) -> None:
+    """What has no slot is not asked for, is told, and comes when one is free."""
+    versions = [register(store, EMBEDDED_MODEL, *each) for each in zip(folders, probes, strict=True)]
+    fourth = make_adapter(EMBEDDED_MODEL, tmp_path / "4", seed=4, scale=0.07)
+    versions.append(register(store, EMBEDDED_MODEL, fourth, probe(EMBEDDED_MODEL, fourth)))
+    active, previous, candidate, leased = (version.name for version in versions)
+    with Proxy(engine.url) as proxy:
+        start_agent(processes, engine, url=proxy.url, HSCR_ADAPTER_SLOTS="3")
+        for version in (previous, active):
+            propose(store, version)
+            wait_until(lambda: version in loaded(store), seconds=60, what="the version")  # noqa: B023
+            promote(store, version)
+        store.releases.lease_version("job_1", leased, timedelta(minutes=5))
+        wait_until(lambda: leased in loaded(store), what="the version that a job leases")
+
+        propose(store, candidate)
+        seen = wait_until(lambda: (now := replica(store)) and now.problem and now, what="the want of a slot")
+        assert f"{candidate}: no slot is free for it" in seen.problem
+        assert leased in seen.problem, "it says what is in the way"
+        assert seen.ready, "a candidate without a slot makes no replica unready"
+        assert candidate not in proxy.loads()
+        store.releases.release_leases("job_1")
+        wait_until(lambda: set(loaded(store)) == {active, previous, candidate}, what="the candidate")
+    assert replica(store).problem is None
+
+
+def test_what_somebody_loaded_under_a_versions_name_is_replaced(
+    store: Store, processes: Processes, engine: Engine, folders: list[Path], probes: list[Any]
+) -> None:
+    """Also where no probe could tell: its images were deleted with their studies."""
+    version = register(store, EMBEDDED_MODEL, folders[0], {"items": []})
+    right, wrong = engine_answers(engine, folders[:2])
+    engine.load(version.name, folders[1])
+    assert engine.answer(version.name) == wrong
+    propose(store, version.name)
+    start_agent(processes, engine)
+    wait_until(lambda: loaded(store) == (version.name,), seconds=60, what="the version")
+    assert engine.answer(version.name) == right
+
+
+def engine_answers(engine: Engine, folders: list[Path]) -> list[str]:
+    answers = []
+    for folder in folders:
+        engine.load("asked", folder)
+        answers.append(engine.answer("asked"))
+        engine.unload("asked")
+    return answers
+
+
+def test_a_restarted_engine_is_not_ready_before_it_has_what_serves(
+    store: Store, processes: Processes, engine: Engine, folders: list[Path], probes: list[Any]
+) -> None:
+    version = register(store, EMBEDDED_MODEL, folders[0], probes[0])
+    with Proxy(engine.url) as proxy:
+        start_agent(processes, engine, url=proxy.url)
+        propose(store, version.name)
+        wait_until(lambda: loaded(store) == (version.name,), seconds=60, what="the version")
+        promote(store, version.name)
+        with proxy.hold(LOAD, version.name) as load:
+            engine.kill()
+            wait_until(lambda: (seen := replica(store)) and not seen.ready, what="the outage")
+            engine.start()
+            load.wait()
+            seen = replica(store)
+            assert (seen.ready, seen.loaded) == (False, ())
+        ready = wait_until(lambda: (seen := replica(store)) and seen.ready and seen, what="readiness")
+        assert ready.loaded == (version.name,)
 
 
 def test_intended_use_comes_from_the_models_card(tmp_path: Path) -> None:
