@@ -202,6 +202,9 @@ class AdapterState(StrEnum):
     REFUSED = "refused"
 
 
+_VERSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}@(?P<digest>[0-9a-f]{1,64})")
+
+
 class AdapterVersion(Record):
     """An immutable LoRA adapter. Its name is `<alias>@<first 12 hex digits of digest>`."""
 
@@ -218,6 +221,12 @@ class AdapterVersion(Record):
         default_factory=dict, description="prompts and log-probs an engine must match"
     )
     created_at: datetime = Field(default_factory=now)
+
+    @property
+    def well_named(self) -> bool:
+        """Whether the name is safe in any path or log, and stands for these very bytes."""
+        match = _VERSION_NAME.fullmatch(self.name)
+        return match is not None and self.digest.startswith(match["digest"])
 
 
 class GateVerdict(StrEnum):

@@ -49,7 +49,11 @@ class FinetunePayload(Payload):
     """Train from the base model on all live consented records; then, as asked, score, evaluate, release."""
 
     config: FinetuneConfig = FinetuneConfig()
-    method: str = Field(default="hscr", description="of the records to train on")
+    method: str = Field(
+        default="hscr",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="of the records to train on; the versions' alias",
+    )
     evaluate: EvaluateConfig | None = Field(default=EvaluateConfig(), description="None stops after training")
     auto_promote: bool = False
 

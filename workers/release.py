@@ -1,5 +1,6 @@
 """The release job: every replica loads the version first, then one row changes."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,8 @@ from workers.leases import Done, Lease
 from workers.rollout import await_loaded
 from workers.services import Services
 
+log = logging.getLogger(__name__)
+
 
 def release(services: Services, lease: Lease) -> Done:
     """Propose, wait for the replicas, promote. A failure leaves what is served as it was."""
@@ -22,7 +25,9 @@ def release(services: Services, lease: Lease) -> Done:
         return Done({"already_active": True, **_told(present)})
     with _candidate(services.store.releases, payload):
         if payload.version_name is not None:
+            lease.hold(payload.version_name)  # also while another release names another candidate
             await_loaded(services, lease, payload.version_name)
+            log.info("%s is loaded on every live replica", payload.version_name)
         moved = _promote(services, lease, payload)
     return Done({"already_active": False, **_told(moved)})
 

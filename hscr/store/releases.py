@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from hscr.errors import Conflict, GateRefused, NotFound
+from hscr.errors import AdapterRefused, Conflict, GateRefused, NotFound
 from hscr.records import (
     AdapterState,
     AdapterVersion,
@@ -183,10 +183,17 @@ class Releases:
     # -- who has seen what ---------------------------------------------------------------------------------
 
     def desired(self) -> list[AdapterVersion]:
-        """Every version that agents must keep loaded: of the pointer, and leased by running jobs."""
+        """Every version that agents must keep loaded, the most needed first.
+
+        Active, previous, candidate, then what running jobs lease.
+        """
         with self._database.read() as connection:
-            wanted = [_adapter(connection, name) for name in sorted(_desired_names(connection))]
-            return [version for version in wanted if version.state is not AdapterState.REFUSED]
+            names = _desired_names(connection)
+            known = select(adapters.c.name, adapters.c.body).where(
+                adapters.c.name.in_(names), adapters.c.state != AdapterState.REFUSED
+            )
+            bodies = {row.name: row.body for row in connection.execute(known)}
+        return [AdapterVersion.model_validate(bodies[name]) for name in names if name in bodies]
 
     def lease_version(self, holder: str, version: str, duration: timedelta) -> None:
         """A job's named claim that a version stays loaded; renew by calling again."""
@@ -252,14 +259,17 @@ class Releases:
         with self._database.write() as connection:
             connection.execute(delete(gateways).where(gateways.c.id == gateway_id))
 
-    def drained(self, version: str, *, gateways_seen: timedelta) -> bool:
-        """Whether every live gateway has seen the present epoch and has nothing in flight on the version."""
-        with self._database.read() as connection:
-            return _drained(connection, version, _pointer(connection).epoch, gateways_seen)
-
 
 def add_adapter(connection: Connection, version: AdapterVersion, records: Iterable[PreferenceRecord]) -> None:
-    """Register a trained version in the trainer's transaction; the same bytes again are one version."""
+    """Register a trained version in the trainer's transaction; the same bytes again are one version.
+
+    Raises AdapterRefused for a name that does not stand for the version's bytes.
+    """
+    if not version.well_named:
+        raise AdapterRefused(
+            f"{version.name!r} is no name of version {version.digest[:12]}.",
+            remedy="Name it `<alias>@<first 12 hex digits of its digest>`, the alias in letters and digits.",
+        )
     if connection.execute(select(adapters.c.name).where(adapters.c.name == version.name)).first():
         return
     connection.execute(
@@ -388,10 +398,13 @@ def _check_loaded(connection: Connection, version: str, seen_within: timedelta) 
         )
 
 
-def _desired_names(connection: Connection) -> set[str]:
+def _desired_names(connection: Connection) -> list[str]:
+    """Without repetition, the most needed first."""
     present = _pointer(connection)
-    leased = connection.execute(select(version_leases.c.version).where(version_leases.c.expires_at > now()))
-    return {name for name in (present.active, present.previous, present.candidate, *leased.scalars()) if name}
+    query = select(version_leases.c.version).where(version_leases.c.expires_at > now())
+    leased = connection.execute(query.order_by(version_leases.c.version)).scalars()
+    wanted = (present.active, present.previous, present.candidate, *leased)
+    return list(dict.fromkeys(name for name in wanted if name))
 
 
 def _drained(connection: Connection, version: str, epoch: int, gateways_seen: timedelta) -> bool:
