@@ -31,6 +31,7 @@ from transformers import (
 from transformers.utils import logging
 
 from benchmarks.drawing import draw
+from benchmarks.limits import Rates, Work, decoding_floor
 from hscr.config import GenerateConfig
 from hscr.contrast.contrast import first_best
 from hscr.contrast.decode import Request, Rule, decode
@@ -44,7 +45,6 @@ from hscr.records import PreferenceSource
 
 TOKENS, BETA, RATE = 64, 0.9, 0.7
 QUESTIONS = ["Is there a nodule in the left lung?", "Which organ does this image show, and from which side?"]
-HBM_BYTES_PER_S, BF16_FLOPS = 4.3e12, 788e12  # measured on one H200: copy, GEMM
 
 Answers = list[list[int]]
 
@@ -222,16 +222,15 @@ def timed(call: Callable[[], Answers], device: str) -> tuple[float, Answers]:
     return time.perf_counter() - started, answers
 
 
-def floor(device: str, count: int) -> float | None:
-    """Seconds that memory traffic and matrix products must take at the GPU's measured rates."""
-    if device != "cuda":
-        return None
-    body, head, layers, width = 6.48e9, 0.13e9, 32, 4096
-    full, dropped = 576 + 40, round(576 * (1 - RATE)) + 40
-    prefill = 2 * body * (full + dropped) * count / BF16_FLOPS
-    weights = 2 * (body + head) * TOKENS * -(-count // 64)
-    cache = 2 * 2 * layers * width * (full + dropped + TOKENS) * TOKENS * count
-    return prefill + (weights + cache) / HBM_BYTES_PER_S
+def floor(vlm: VLM, work: Sequence[Record], device: str) -> float:
+    """Seconds that the products and the memory of the work must take at this machine's measured rates."""
+    shown, kept = 576, len(work[0].kept)
+    text = max(len(record.prompt) for record in work) - 1
+    machine = Rates.measure(device, vlm.model.dtype)
+    shape = Work(vlm.model.config, vlm.model.dtype.itemsize)
+    return decoding_floor(
+        shape, machine, records=len(work), full=shown + text, dropped=kept + text, tokens=TOKENS
+    )
 
 
 def strongest(vlm: VLM, work: Sequence[Record], device: str) -> dict[str, Any]:
@@ -285,9 +284,9 @@ def measure(vlm: VLM, work: Sequence[Record], options: argparse.Namespace, devic
     median = {name: {n: statistics.median(v) for n, v in by.items()} for name, by in seconds.items()}
     answers = zip(said["ours"], said["vcd"], strict=True)
     equal = [a == b for one, other in answers for a, b in zip(one, other, strict=True)]
+    least = floor(vlm, work, device)
     if options.plot:
-        title = f"contrastive decoding, {TOKENS} tokens each, {device}"
-        draw(options.plot, median, floor(device, count), title)
+        draw(options.plot, median, least, f"contrastive decoding, {TOKENS} tokens each, {device}")
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {options.threads} threads",
         "vcd_s": round(median["vcd"][count], 3),
@@ -297,7 +296,7 @@ def measure(vlm: VLM, work: Sequence[Record], options: argparse.Namespace, devic
         "ratio_hf_batch": round(median["hf_batch"][count] / median["ours"][count], 2),
         "agreement": round(sum(equal) / len(equal), 4),
         "teacher_forced_records_per_s": round(teacher_forced(vlm, count), 2),
-        "floor_s": floor(device, count),
+        "floor_s": round(least, 3),
         "peak_memory_bytes": peak,
     }
 

@@ -23,7 +23,8 @@ import torch
 from transformers.utils import logging
 
 from benchmarks.drawing import draw
-from benchmarks.generation import BF16_FLOPS, QUESTIONS
+from benchmarks.generation import QUESTIONS
+from benchmarks.limits import Rates, Work, training_floor
 from benchmarks.sides import LEVELS, TOKENS, Ours, Trl, differences
 from hscr.models.vlm import VLM
 
@@ -37,12 +38,17 @@ def timed(epoch: Callable[[int], None], count: int, device: str) -> float:
     return time.perf_counter() - started
 
 
-def floor(vlm: VLM, device: str) -> float | None:
-    """Seconds that a record's matrix products must take at the GPU's measured rate, weights being frozen."""
-    if device != "cuda":
-        return None
-    tokens = 576 + len(vlm.prompt_ids(QUESTIONS[0])) + (1 + LEVELS) * (TOKENS - 1)
-    return 6 * 6.48e9 * tokens / BF16_FLOPS  # 4 of the policy's forward and backward, 2 of the reference's
+def floor(vlm: VLM, device: str) -> float:
+    """Seconds that a step's matrix products must take at this machine's measured rate."""
+    prompt = 576 + len(vlm.prompt_ids(QUESTIONS[0])) - 1
+    shape = Work(vlm.model.config, vlm.model.dtype.itemsize)
+    return training_floor(
+        shape,
+        Rates.measure(device, vlm.model.dtype),
+        prompt=prompt,
+        answers=(1 + LEVELS) * (TOKENS - 1),
+        scored=(1 + LEVELS) * TOKENS,
+    )
 
 
 def peak(name: str, options: argparse.Namespace) -> int:
@@ -94,7 +100,7 @@ def measure(options: argparse.Namespace, device: str, stack: ExitStack) -> dict[
     least = floor(sides["ours"].vlm, device)
     if options.plot:
         title = f"preference training, four answers of {TOKENS} tokens a record, {device}"
-        draw(options.plot, median, least and least * sizes[-1], title)
+        draw(options.plot, median, least * sizes[-1], title)
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {options.threads} threads",
         "trl_s": round(step["trl"], 3),
@@ -105,7 +111,7 @@ def measure(options: argparse.Namespace, device: str, stack: ExitStack) -> dict[
         "gradient_relative_difference": gradient,
         "trl_peak_bytes": peak(min(names[1:], key=step.__getitem__), options),
         "ours_peak_bytes": peak("ours", options),
-        "floor_s": least,
+        "floor_s": round(least, 4),
     }
 
 

@@ -27,6 +27,8 @@ from hscr.records import (
     Record,
     Sampling,
     Verdict,
+    VersionCounts,
+    VisualDependence,
 )
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -101,6 +103,15 @@ class Client:
     def lineage(self, answer_id: str) -> dict[str, Any]:
         """Image, adapter, training records, evaluations and promotions behind an answer."""
         return self._http.get(f"/v1/answers/{answer_id}/lineage")
+
+    def score_answer(self, answer_id: str) -> Job | VisualDependence:
+        """Have it measured how much the image changed an answer's words. An earlier result comes at once."""
+        body = self._http.post(f"/v1/answers/{answer_id}/visual-dependence", {})
+        return _record(Job, body) if "kind" in body else _record(VisualDependence, body)
+
+    def visual_dependence(self, answer_id: str) -> VisualDependence:
+        """The newest result. Raises NotFound before there is one."""
+        return _record(VisualDependence, self._http.get(f"/v1/answers/{answer_id}/visual-dependence"))
 
     def models(self) -> list[dict[str, Any]]:
         """Names that a question may use now."""
@@ -231,6 +242,11 @@ class Client:
         """Newest first."""
         return _records(AdapterVersion, self._http.get("/v1/adapters")["data"])
 
+    def canary_counts(self) -> dict[str, VersionCounts]:
+        """What came of each version's requests in the canary that runs; empty without one."""
+        found = self._http.get("/v1/adapters")["canary"]
+        return {version: VersionCounts.model_validate(counts) for version, counts in found.items()}
+
     def evaluations(self) -> list[Evaluation]:
         """Newest first."""
         return _records(Evaluation, self._http.get("/v1/evaluations")["data"])
@@ -249,6 +265,23 @@ class Client:
         """Release a version. Raises GateRefused when no evaluation passed and `override` is false."""
         body = {"reason": reason, "override": override, "evaluation_id": evaluation_id}
         return _record(Job, self._http.post(f"/v1/adapters/{version}/promote", body))
+
+    def canary(
+        self,
+        version: str,
+        share: float,
+        *,
+        reason: str,
+        override: bool = False,
+        evaluation_id: str | None = None,
+    ) -> Job:
+        """Let a version answer a share (0 to 1) of the traffic. Raises as `promote` does."""
+        body = {"share": share, "reason": reason, "override": override, "evaluation_id": evaluation_id}
+        return _record(Job, self._http.post(f"/v1/adapters/{version}/canary", body))
+
+    def end_canary(self, *, reason: str) -> Pointer:
+        """All traffic to the active version again."""
+        return _record(Pointer, self._http.post("/v1/adapters/end-canary", {"reason": reason}))
 
     def rollback(self, *, reason: str) -> Pointer:
         """Back to the previous version, which is still loaded."""

@@ -15,12 +15,18 @@ from typing import Any, Literal, Self
 import aiohttp
 from pydantic import Field
 
-from hscr.errors import EngineError, EngineInterrupted, EngineRejected, EngineUnavailable
+from hscr.errors import EngineError, EngineInterrupted, EngineRejected, EngineUnavailable, InvalidInput
 from hscr.records import Record, Sampling
 
 KEEP_ALIVE_SECONDS = 2.0
 """Below the 5 s after which uvicorn, and so vLLM, hangs up: a POST on a closed connection would be lost."""
 _UNAVAILABLE = {502, 503, 504}
+_TEACHER_FORCED = {
+    "prompt_logprobs": 0,
+    "add_generation_prompt": False,
+    "continue_final_message": True,
+    "max_tokens": 1,
+}
 
 
 class Message(Record):
@@ -28,12 +34,22 @@ class Message(Record):
     text: str
 
 
+class VisualTokens(Record):
+    """An image as the language model sees it: `rows` projected visual tokens in `data`, by `torch.save`.
+
+    vLLM reads them under `--enable-mm-embeds`, and any number of them: whoever sends them counts them.
+    """
+
+    data: bytes
+    rows: int = Field(gt=0)
+
+
 class ChatRequest(Record):
-    """One question to one model. `image` (PNG or JPEG bytes) precedes the first user message's text."""
+    """One question to one model. `image` (PNG, JPEG or its tokens) precedes the first user message's text."""
 
     model: str
     messages: tuple[Message, ...]
-    image: bytes | None = None
+    image: bytes | VisualTokens | None = None
     sampling: Sampling = Sampling()
     top_logprobs: int | None = Field(
         default=None, ge=0, le=20, description="alternatives reported per token; None: no log-probabilities"
@@ -68,12 +84,21 @@ class ChatRequest(Record):
         messages: list[dict[str, Any]] = [{"role": m.role, "content": m.text} for m in self.messages]
         if self.image is not None:
             first = next(m for m in messages if m["role"] == "user")
-            url = f"data:{_media_type(self.image)};base64,{b64encode(self.image).decode()}"
-            first["content"] = [
-                {"type": "image_url", "image_url": {"url": url}},
-                {"type": "text", "text": first["content"]},
-            ]
+            first["content"] = [_part(self.image), {"type": "text", "text": first["content"]}]
         return messages
+
+
+class Expected(Record):
+    """The token ids that an engine has to read for the score of a given answer to mean anything."""
+
+    prompt: tuple[int, ...] = Field(description="as many `image_token` as the image has visual tokens")
+    answer: tuple[int, ...] = Field(min_length=1)
+    image_token: int
+
+    @property
+    def rows(self) -> int:
+        """Visual tokens of the image."""
+        return self.prompt.count(self.image_token)
 
 
 class TokenLogprob(Record):
@@ -163,6 +188,26 @@ class EngineClient:
                 logprobs=_logprobs(choice),
                 model=answer["model"],
             )
+
+    async def score(self, request: ChatRequest, expected: Expected) -> list[float]:
+        """Natural log-prob [T] of each token of a given answer, which is the request's last message.
+
+        An engine takes any number of visual tokens and renders any chat template without complaint, so the
+        rows are counted before they are sent, and all tokens it read are compared afterwards.
+        Raises InvalidInput for another number of rows, EngineError when other tokens were read.
+        """
+        _require_rows(request, expected)
+        body = request.body() | _TEACHER_FORCED
+        async with self._call("POST", "/v1/chat/completions", body) as response:
+            reply = await response.read()
+        with _protocol(self.address):
+            read = [_first(place) for place in json.loads(reply)["prompt_logprobs"][1:]]
+        if [token for token, _ in read] != [*expected.prompt, *expected.answer][1:]:
+            raise EngineError(
+                f"{self.address} read other tokens than expected, so its log-probs mean something else.",
+                remedy="Start engine and workers with one model folder: its tokenizer, chat template, sizes.",
+            )
+        return [logprob for _, logprob in read[-len(expected.answer) :]]
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[ChatDelta]:
         """The answer as it is made. Closing the iterator stops the request in the engine.
@@ -287,6 +332,20 @@ def _logprobs(choice: dict[str, Any]) -> tuple[TokenLogprob, ...] | None:
     )
 
 
+def _require_rows(request: ChatRequest, expected: Expected) -> None:
+    if isinstance(request.image, VisualTokens) and request.image.rows != expected.rows:
+        raise InvalidInput(
+            f"{request.image.rows} visual tokens cannot stand for an image, which has {expected.rows}.",
+            remedy="Set those to be overlooked to zero; no row may be missing.",
+        )
+
+
+def _first(place: dict[str, dict[str, Any]]) -> tuple[int, float]:
+    """The token that the prompt has at this place; alternatives follow it."""
+    token, entry = next(iter(place.items()))
+    return int(token), float(entry["logprob"])
+
+
 def _refusal(status: int, body: str) -> EngineError:
     message = _message(body)
     if status in _UNAVAILABLE:
@@ -314,6 +373,13 @@ def _protocol(address: str) -> Iterator[None]:
             f"{address} answered something that is no OpenAI-compatible reply ({error!r}).",
             remedy="Check that the address is an engine's.",
         ) from error
+
+
+def _part(image: bytes | VisualTokens) -> dict[str, Any]:
+    if isinstance(image, VisualTokens):
+        return {"type": "image_embeds", "image_embeds": b64encode(image.data).decode()}
+    url = f"data:{_media_type(image)};base64,{b64encode(image).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _media_type(image: bytes) -> str:

@@ -148,8 +148,14 @@ class AdapterRefused(HscrError):
 
 
 class Overloaded(HscrError):
+    """`retry_after` is in whole seconds."""
+
     slug = "overloaded"
     title = "Too many requests at once"
+
+    def __init__(self, detail: str, *, remedy: str = "", retry_after: int = 1) -> None:
+        super().__init__(detail, remedy=remedy)
+        self.retry_after = retry_after
 
 
 class EngineError(HscrError):

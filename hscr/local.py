@@ -87,6 +87,8 @@ def evaluate_adapter(
     adapter: Path,
     config: EvaluateConfig,
     *,
+    device: str = "auto",
+    dtype: str = "auto",
     on_progress: Progress = lambda _done, _total: None,
 ) -> Compared:
     """Judge an adapter against its base model by the gate's rules, answering with transformers directly.
@@ -94,7 +96,7 @@ def evaluate_adapter(
     The stack judges through the engine that serves; this needs none.
     """
     suite = load_suite(config)
-    vlm = VLM.load(model)
+    vlm = load(model, device, dtype)
     measured: dict[str, Measured] = {}
     with attached(vlm, adapter, CANDIDATE) as name:
         for number, (label, version) in enumerate({BASE: None, CANDIDATE: name}.items()):

@@ -1,5 +1,7 @@
 """The value types everything else speaks in: immutable, validated, JSON both ways, without wires."""
 
+import hashlib
+import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal, Self
@@ -16,6 +18,9 @@ def new_id(prefix: str) -> str:
 def now() -> datetime:
     """The present moment, UTC, timezone-aware."""
     return datetime.now(UTC)
+
+
+_TURNS = re.compile(r"(?:system|user|assistant): .*\n(?:system|user|assistant): ", re.DOTALL)
 
 
 class Record(BaseModel):
@@ -91,6 +96,11 @@ class Answer(Record):
     key_id: str | None = Field(default=None, description="the API key that asked")
     train_consent: bool = Field(default=False, description="by policy of the project or key at the time")
     created_at: datetime = Field(default_factory=now)
+
+    @property
+    def conversation(self) -> bool:
+        """Whether `question` looks like the several turns of a chat, which are kept as one text."""
+        return self.kind is AnswerKind.CHAT and _TURNS.match(self.question) is not None
 
 
 class Verdict(StrEnum):
@@ -192,6 +202,9 @@ class AdapterState(StrEnum):
     REFUSED = "refused"
 
 
+_VERSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}@(?P<digest>[0-9a-f]{1,64})")
+
+
 class AdapterVersion(Record):
     """An immutable LoRA adapter. Its name is `<alias>@<first 12 hex digits of digest>`."""
 
@@ -208,6 +221,12 @@ class AdapterVersion(Record):
         default_factory=dict, description="prompts and log-probs an engine must match"
     )
     created_at: datetime = Field(default_factory=now)
+
+    @property
+    def well_named(self) -> bool:
+        """Whether the name is safe in any path or log, and stands for these very bytes."""
+        match = _VERSION_NAME.fullmatch(self.name)
+        return match is not None and self.digest.startswith(match["digest"])
 
 
 class GateVerdict(StrEnum):
@@ -250,6 +269,31 @@ class Pointer(Record):
     epoch: int = 0
 
 
+class VersionCounts(Record):
+    """What one version's requests came to while a canary ran. Add them to sum over gateways."""
+
+    requests: int = Field(default=0, description="that got a text or failed")
+    errors: int = Field(default=0, description="failures of the engine, before or after the first text")
+    texts: int = Field(default=0, description="requests that got one")
+    seconds: float = Field(default=0.0, description="summed over `texts`: from the call to the first text")
+
+    @property
+    def error_rate(self) -> float:
+        return self.errors / self.requests if self.requests else 0.0
+
+    @property
+    def mean_seconds(self) -> float:
+        return self.seconds / self.texts if self.texts else 0.0
+
+    def __add__(self, other: "VersionCounts") -> "VersionCounts":
+        return VersionCounts(
+            requests=self.requests + other.requests,
+            errors=self.errors + other.errors,
+            texts=self.texts + other.texts,
+            seconds=self.seconds + other.seconds,
+        )
+
+
 class Replica(Record):
     """One engine as its agent last saw it."""
 
@@ -267,10 +311,57 @@ class Replica(Record):
     seen_at: datetime
 
 
+class Dropping(Record):
+    """How visual tokens are dropped: which, how many, and what becomes of them. Equal ones compare."""
+
+    mode: Literal["zero", "delete"] = Field(
+        default="zero", description="`zero` keeps a dropped token's place and empties it"
+    )
+    rate: float = Field(default=0.7, gt=0, lt=1, description="share of the visual tokens that is dropped")
+    masks: int = Field(default=8, ge=1, le=64, description="random choices averaged over")
+    seed: int = Field(default=0, description="with the image's digest it fixes every mask")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, hex: what was measured under one compares with what was measured under the same."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+class TokenDependence(Record):
+    """How probable one token of an answer was, in nats, with the whole image and without most of it."""
+
+    text: str
+    content: bool = Field(description="holds a letter or digit; others do not count")
+    full: float = Field(description="log p(token | image)")
+    dropped: float = Field(description="log p(token | what is left of it), mean over the masks")
+    difference: float = Field(description="full - dropped")
+
+
+class VisualDependence(Record):
+    """How much the image changed the words of one answer. It is no explanation of them.
+
+    `score`: mean difference over content tokens, in nats; 0 for an answer without any.
+    """
+
+    answer_id: str
+    score: float
+    tokens: tuple[TokenDependence, ...]
+    dropping: Dropping
+    model_digest: str
+    adapter: str | None = Field(description="the version that answered, and judged itself; None is the base")
+    adapter_digest: str | None
+    numeric_mode: str = Field(description="device and dtype of the engine", examples=["cpu/float32"])
+    vision_numeric_mode: str = Field(description="device and dtype that made the visual tokens")
+    engine: str
+    job_id: str
+    created_at: datetime = Field(default_factory=now)
+
+
 class JobKind(StrEnum):
     GENERATE = "generate"
     FINETUNE = "finetune"
     SCORE = "score"
+    SCORE_ANSWER = "score_answer"
     EVALUATE = "evaluate"
     RELEASE = "release"
 

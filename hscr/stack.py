@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ _THREADS = max(1, (os.cpu_count() or 1) // 2)
 
 @dataclass(frozen=True)
 class Ports:
-    """Of the three servers; 0 chooses a free one."""
+    """Of the three servers; 0 chooses a free one. Further gateways and engines have free ones."""
 
     gateway: int = 8080
     engine: int = 0
@@ -57,7 +57,8 @@ class Stack:
 
     `settings` are further HSCR_* variables for all processes. With HSCR_REDIS_URL among them or in the
     environment no Redis is started. `on_change(name, what)` is told "started", "ready", "restarted",
-    "stopped", from another thread. `engine` is the kind that serves. Raises Conflict when a port or HOME is
+    "stopped", from another thread. `engine` is the kind that serves, on so many `replicas` behind so many
+    `gateways`; `interpreter` starts every Python process. Raises Conflict when a port or HOME is
     taken, DependencyMissing, NotFound for the model, and HscrError with the end of the log when a process
     does not come up.
     """
@@ -70,6 +71,9 @@ class Stack:
         host: str = "127.0.0.1",
         model: Path = PHANTOM,
         engine: EngineKind = "embedded",
+        replicas: int = 1,
+        gateways: int = 1,
+        interpreter: Sequence[str] = (sys.executable,),
         settings: Mapping[str, str] | None = None,
         on_change: Callable[[str, str], None] = lambda _name, _what: None,
     ) -> None:
@@ -77,7 +81,11 @@ class Stack:
         self.host = host
         self.model = model.absolute()
         self.engine = engine
-        self._ports = ports or Ports()
+        self._interpreter = tuple(interpreter)
+        ports = ports or Ports()
+        self._gateway_ports = [ports.gateway] + [0] * (gateways - 1)
+        self._engine_ports = [ports.engine] + [0] * (replicas - 1)
+        self._redis_port = ports.redis
         self._settings = dict(settings or {})
         self._on_change = on_change
         self._token = uuid4().hex
@@ -92,16 +100,32 @@ class Stack:
 
     @property
     def url(self) -> str:
-        """Of the gateway."""
-        return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self._ports.gateway}"  # noqa: S104
+        """Of the first gateway."""
+        return self.urls[0]
+
+    @property
+    def urls(self) -> list[str]:
+        """Of the gateways."""
+        host = "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104
+        return [f"http://{host}:{port}" for port in self._gateway_ports]
 
     @property
     def engine_url(self) -> str:
-        return f"http://127.0.0.1:{self._ports.engine}"
+        """Of the first engine."""
+        return self.engine_urls[0]
+
+    @property
+    def engine_urls(self) -> list[str]:
+        return [f"http://127.0.0.1:{port}" for port in self._engine_ports]
+
+    @property
+    def engines(self) -> list[str]:
+        """Names of the engines' processes."""
+        return [_numbered("engine", number) for number in range(len(self._engine_ports))]
 
     @property
     def redis_url(self) -> str:
-        return self._given("HSCR_REDIS_URL") or f"redis://127.0.0.1:{self._ports.redis}/0"
+        return self._given("HSCR_REDIS_URL") or f"redis://127.0.0.1:{self._redis_port}/0"
 
     @property
     def names(self) -> list[str]:
@@ -238,7 +262,7 @@ class Stack:
 
     def _redis(self) -> Service:
         command = (
-            str(_valkey()), "--bind", "127.0.0.1", "--port", str(self._ports.redis),
+            str(_valkey()), "--bind", "127.0.0.1", "--port", str(self._redis_port),
             "--dir", str(self.home / "redis"), "--appendonly", "yes", "--save", "",
             "--maxmemory-policy", "noeviction",
             "--set-proc-title", "no",  # it would overwrite its environment, by which `members` finds it
@@ -247,9 +271,8 @@ class Stack:
 
     def _services(self) -> tuple[Service, ...]:
         """In the order of their start."""
-        python = sys.executable
-        engine = self._serving().command(self.engine)
-        celery = (python, "-m", "celery", "-A", "workers.app", "--no-color")
+        python = self._interpreter
+        celery = (*python, "-m", "celery", "-A", "workers.app", "--no-color")
         worker = (
             *celery,
             "worker",
@@ -259,16 +282,9 @@ class Stack:
             "--without-mingle",
         )
         return (
-            Service(
-                "engine", engine.arguments, lambda _: http_ok(f"{self.engine_url}/health"), engine.environment
-            ),
-            Service("agent", (python, "-m", "workers.agent")),
-            Service(
-                "gateway",
-                (python, "-m", "service", "--host", self.host, "--port", str(self._ports.gateway)),
-                lambda _: http_ok(f"{self.url}/readyz"),
-            ),
-            Service("relay", (python, "-m", "workers.outbox")),
+            *(service for number in range(len(self._engine_ports)) for service in self._replica(number)),
+            *(self._gateway(number) for number in range(len(self._gateway_ports))),
+            Service("relay", (*python, "-m", "workers.outbox")),
             Service(
                 "worker-control",
                 (*worker, "-Q", "control,evaluate", "--concurrency=4", "-n", "control@%h"),
@@ -286,12 +302,33 @@ class Stack:
             ),
         )  # fmt: skip
 
-    def _serving(self) -> Serving:
+    def _replica(self, number: int) -> tuple[Service, Service]:
+        """An engine and its agent."""
+        url, engine = self.engine_urls[number], self._serving(self._engine_ports[number]).command(self.engine)
+        beside = {"HSCR_ENGINE_URL": url, "HSCR_REPLICA_ID": f"local-{number + 1}"}
+        return (
+            Service(
+                _numbered("engine", number),
+                engine.arguments,
+                lambda _: http_ok(f"{url}/health"),
+                engine.environment,
+            ),
+            Service(
+                _numbered("agent", number), (*self._interpreter, "-m", "workers.agent"), environment=beside
+            ),
+        )
+
+    def _gateway(self, number: int) -> Service:
+        port, url = self._gateway_ports[number], self.urls[number]
+        command = (*self._interpreter, "-m", "service", "--host", self.host, "--port", str(port))
+        return Service(_numbered("gateway", number), command, lambda _: http_ok(f"{url}/readyz"))
+
+    def _serving(self, port: int) -> Serving:
         """As the workers compute, so that an adapter's answers are those that its trainer saw."""
         return Serving(
             self.model,
             _served_name(self.model),
-            self._ports.engine,
+            port,
             device=self._given("HSCR_DEVICE") or "cpu",
             dtype=self._given("HSCR_DTYPE") or "float32",
             threads=_THREADS,
@@ -303,8 +340,6 @@ class Stack:
             "HSCR_TORCH_THREADS": str(_THREADS),
             **os.environ,
             "PYTHONUNBUFFERED": "1",
-            "HSCR_ENGINE_URL": self.engine_url,
-            "HSCR_REPLICA_ID": "local-1",
             "HSCR_MODEL_PATH": str(self.model),
             **self._settings,
             "HSCR_HOME": str(self.home),
@@ -319,7 +354,7 @@ class Stack:
 
     def _prepare(self) -> None:
         model_digest(self.model)  # its NotFound says more than an engine that ends at once
-        self._serving().command(self.engine)  # what is not installed is said before anything starts
+        self._serving(0).command(self.engine)  # what is not installed is said before anything starts
         (self.home / "redis").mkdir(parents=True, exist_ok=True)
         lock = (self.home / "stack.lock").open("w")
         try:
@@ -331,11 +366,9 @@ class Stack:
                 remedy="Stop it (Ctrl-C where it runs), or choose another folder with --home.",
             ) from error
         self._lock = lock
-        self._ports = Ports(
-            gateway=choose_port(self._ports.gateway, self.host, what="the gateway"),
-            engine=choose_port(self._ports.engine, what="the engine"),
-            redis=choose_port(self._ports.redis, what="Redis"),
-        )
+        self._gateway_ports = [choose_port(p, self.host, what="the gateway") for p in self._gateway_ports]
+        self._engine_ports = [choose_port(port, what="the engine") for port in self._engine_ports]
+        self._redis_port = choose_port(self._redis_port, what="Redis")
 
     def _write_state(self) -> None:
         """For `hscr doctor`: where everything is. Written aside, so that it is always whole."""
@@ -348,6 +381,11 @@ class Stack:
             (self.home / "stack.json").unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
+
+
+def _numbered(name: str, number: int) -> str:
+    """The first of its kind has the plain name."""
+    return name if number == 0 else f"{name}-{number + 1}"
 
 
 def _served_name(model: Path) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Self, TypeVar
@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 from fastapi import Request
 
 from hscr.engine import ChatDelta, ChatRequest, Message, Usage
-from hscr.errors import EngineUnavailable, Gone
+from hscr.errors import EngineError, EngineUnavailable, Gone
 from hscr.imaging.decode import Prepared, prepare
 from hscr.records import (
     Answer,
@@ -24,6 +24,7 @@ from hscr.records import (
 from hscr.store.releases import BASE
 from hscr.store.store import Store
 from service.bodies import Upload
+from service.canary import Tally
 from service.logs import log
 from service.pointer import ACTIVE
 from service.schemas import ImageBody
@@ -99,6 +100,7 @@ class Making:
     replica: Replica
     deltas: AsyncIterator[ChatDelta]
     deadline: float
+    tally: Tally
     _texts: list[str] = field(default_factory=list)
     _finish_reason: str = "stop"
     _usage: Usage = NO_USAGE
@@ -108,14 +110,18 @@ class Making:
 
         Raises EngineInterrupted, EngineUnavailable past the deadline, StoreError.
         """
-        async for delta in self.deltas:
-            if monotonic() > self.deadline:
-                raise _too_slow(self.state)
-            self._texts.append(delta.text)
-            self._finish_reason = delta.finish_reason or self._finish_reason
-            self._usage = delta.usage or self._usage
-            if delta.text:
-                yield delta.text
+        try:
+            async for delta in self.deltas:
+                if monotonic() > self.deadline:
+                    raise _too_slow(self.state)
+                self._texts.append(delta.text)
+                self._finish_reason = delta.finish_reason or self._finish_reason
+                self._usage = delta.usage or self._usage
+                if delta.text:
+                    yield delta.text
+        except EngineError:
+            self.tally.broke_off(self.version)
+            raise
         yield await kept(
             self.state, self.ask, self.prepared, self.version, self.replica,
             text="".join(self._texts), finish_reason=self._finish_reason, usage=self._usage,
@@ -125,12 +131,11 @@ class Making:
 async def answered(state: State, ask: Ask, stack: AsyncExitStack) -> Finished:
     """A whole answer. The version stays counted until `stack` closes."""
     prepared = await _prepared(state, ask)
-    try:
-        async with asyncio.timeout(state.settings.request_deadline):
-            version = await _held(state, ask.adapter, stack)
+    deadline = monotonic() + state.settings.request_deadline
+    version = await _held(state, ask, prepared, stack)
+    with state.pointer.tally.asking(version):
+        async with _in_time(state, deadline):
             replica, result = await state.engines.chat(version, _request(ask, prepared))
-    except TimeoutError as error:
-        raise _too_slow(state) from error
     return await kept(
         state, ask, prepared, version, replica,
         text=result.text, finish_reason=result.finish_reason, usage=result.usage,
@@ -141,13 +146,12 @@ async def begun(state: State, ask: Ask, stack: AsyncExitStack) -> Making:
     """A streamed answer whose first text is here, so that a refusal still has its own HTTP status."""
     deadline = monotonic() + state.settings.request_deadline
     prepared = await _prepared(state, ask)
-    try:
-        async with asyncio.timeout(state.settings.request_deadline):
-            version = await _held(state, ask.adapter, stack)
+    version = await _held(state, ask, prepared, stack)
+    tally = state.pointer.tally
+    with tally.asking(version):
+        async with _in_time(state, deadline):
             stream = await state.engines.stream(version, _request(ask, prepared), stack)
-    except TimeoutError as error:
-        raise _too_slow(state) from error
-    return Making(state, ask, prepared, version, stream.replica, stream.deltas(), deadline)
+    return Making(state, ask, prepared, version, stream.replica, stream.deltas(), deadline, tally)
 
 
 async def repeated(state: State, ask: Ask) -> Answer | None:
@@ -250,14 +254,29 @@ async def _prepared(state: State, ask: Ask) -> Prepared:
     )
 
 
-async def _held(state: State, wanted: str | None, stack: AsyncExitStack) -> str | None:
-    """Choose and count a version. Raises NotFound for one that never was, Conflict for one not loaded."""
+async def _held(state: State, ask: Ask, prepared: Prepared, stack: AsyncExitStack) -> str | None:
+    """Choose and count a version. Raises NotFound for one that never was, Conflict for one not loaded.
+
+    Whoever asks about one study is answered by one version throughout a canary: the draw is by the key and
+    the study, or the image where no study is known.
+    """
     base_names = {replica.model for replica in state.engines.replicas}
-    name = BASE if wanted in base_names else wanted
+    name = BASE if ask.adapter in base_names else ask.adapter
     pointed = {None, ACTIVE, BASE, state.pointer.pointer.active, state.pointer.pointer.previous}
     if name not in pointed:
         await state.db(state.store.releases.adapter, name)
-    return stack.enter_context(state.pointer.hold(name))
+    sticky = f"{ask.key.id}\0{ask.study or prepared.study or prepared.image.digest}"
+    return stack.enter_context(state.pointer.hold(name, sticky))
+
+
+@asynccontextmanager
+async def _in_time(state: State, deadline: float) -> AsyncIterator[None]:
+    """Raises EngineUnavailable when the block lasts beyond the deadline, in the clock's seconds."""
+    try:
+        async with asyncio.timeout(deadline - monotonic()):
+            yield
+    except TimeoutError as error:
+        raise _too_slow(state) from error
 
 
 def _request(ask: Ask, prepared: Prepared) -> ChatRequest:

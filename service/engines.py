@@ -1,19 +1,29 @@
 """The engines this copy may ask: those whose agents report them, the least busy first."""
 
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import AsyncExitStack, aclosing, contextmanager
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from time import monotonic
 
 from hscr.engine import ChatDelta, ChatRequest, ChatResult, EngineClient
-from hscr.errors import EngineError, EngineInterrupted, EngineRejected, EngineUnavailable, InvalidInput
+from hscr.errors import (
+    EngineError,
+    EngineInterrupted,
+    EngineRejected,
+    EngineUnavailable,
+    InvalidInput,
+    Overloaded,
+)
 from hscr.records import Replica
 from service.logs import log
 from service.metrics import Metrics
+from service.replicas import Replicas
 from service.settings import GatewaySettings
 
 ATTEMPTS = 2
+LONGEST_RETRY_AFTER = 60
+_TOO_MANY = 429
 
 
 @dataclass(frozen=True)
@@ -27,11 +37,8 @@ class Stream:
     async def deltas(self) -> AsyncIterator[ChatDelta]:
         """Raises EngineInterrupted when the replica goes away."""
         yield self.first
-        try:
-            async for delta in self.rest:
-                yield delta
-        except EngineError as error:
-            raise _interrupted(error) from error
+        async for delta in self.rest:
+            yield delta
 
 
 class EnginePool:
@@ -40,20 +47,18 @@ class EnginePool:
     def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._replicas: dict[str, Replica] = {}
+        self._view = Replicas(settings, metrics)
         self._clients: dict[str, EngineClient] = {}
-        self._outstanding: Counter[str] = Counter()
+        self._mean_seconds = 1.0
 
     @property
     def replicas(self) -> list[Replica]:
-        return list(self._replicas.values())
+        return self._view.all
 
-    async def refresh(self, replicas: list[Replica]) -> None:
+    async def refresh(self, replicas: list[Replica], desired: Collection[str]) -> None:
         """Replace the view, and close the connections to what has gone and no longer answers anything."""
-        self._replicas = {replica.id: replica for replica in replicas}
-        self._metrics.replicas.set(sum(replica.ready for replica in replicas))
-        known = {replica.address for replica in replicas}
-        for address in [each for each in self._clients if each not in known and not self._outstanding[each]]:
+        self._view.refresh(replicas, desired)
+        for address in [each for each in self._clients if self._view.abandoned(each)]:
             await self._clients.pop(address).close()
 
     async def close(self) -> None:
@@ -62,46 +67,77 @@ class EnginePool:
 
     def serving(self, version: str | None) -> list[Replica]:
         """Ready replicas that have the version (None: the base model), the least outstanding first."""
-        ready = [replica for replica in self._replicas.values() if replica.ready]
-        loaded = [replica for replica in ready if version is None or version in replica.loaded]
-        return sorted(loaded, key=lambda replica: self._outstanding[replica.address])
+        return self._view.serving(version)
+
+    def retry_after(self) -> int:
+        """Whole seconds until requests under way will have made room, judged by how long recent ones took."""
+        return min(LONGEST_RETRY_AFTER, math.ceil(self._mean_seconds))
 
     async def chat(self, version: str | None, request: ChatRequest) -> tuple[Replica, ChatResult]:
         """A whole answer, asked for once more of another replica when the first gave none.
 
-        Raises EngineUnavailable, EngineError, InvalidInput.
+        That holds even when the first broke off in the middle of its reply: nothing of it was passed on, an
+        engine keeps nothing of a request, and only a complete answer is kept, once, under its id.
+
+        Raises Overloaded, EngineUnavailable, EngineError, InvalidInput.
         """
         for replica in self._attempts(version):
+            began = monotonic()
             try:
-                with self._counted(replica):
-                    return replica, await self._client(replica).chat(_named(request, replica, version))
+                with self._view.asked(replica):
+                    result = await self._client(replica).chat(_named(request, replica, version))
             except EngineError as error:
                 self._check_retriable(error, replica)
+            else:
+                self._succeeded(replica, began)
+                return replica, result
         raise _nobody(version)
 
     async def stream(self, version: str | None, request: ChatRequest, stack: AsyncExitStack) -> Stream:
-        """An answer in pieces. Until `stack` closes, the request is counted and its connection held."""
+        """An answer in pieces. Until `stack` closes, the request is counted and its connection held.
+
+        Raises as `chat` does. Nothing is asked again once there is text.
+        """
         for replica in self._attempts(version):
             try:
                 async with AsyncExitStack() as attempt:
-                    attempt.enter_context(self._counted(replica))
+                    attempt.enter_context(self._view.asked(replica))
                     asked = _named(request, replica, version)
                     deltas = await attempt.enter_async_context(_closing(self._client(replica).stream(asked)))
                     began = monotonic()
                     first = await _first(deltas, asked.model)
                     self._metrics.first_text.observe(monotonic() - began)
                     stack.push_async_exit(attempt.pop_all())
-                    return Stream(replica, first, deltas)
+                    return Stream(replica, first, self._watched(replica, deltas, began))
             except EngineError as error:
                 self._check_retriable(error, replica)
         raise _nobody(version)
 
+    async def _watched(
+        self, replica: Replica, deltas: AsyncIterator[ChatDelta], began: float
+    ) -> AsyncIterator[ChatDelta]:
+        """The rest of a stream, whose end tells how its replica does. Raises EngineInterrupted."""
+        try:
+            async for delta in deltas:
+                yield delta
+        except EngineError as error:
+            self._view.failed(replica)
+            raise _interrupted(error) from error
+        self._succeeded(replica, began)
+
+    def _succeeded(self, replica: Replica, began: float) -> None:
+        self._mean_seconds += 0.1 * (monotonic() - began - self._mean_seconds)
+        self._view.succeeded(replica)
+
     def _attempts(self, version: str | None) -> Iterator[Replica]:
+        """Raises Overloaded when even the least busy replica is full."""
         tried: set[str] = set()
         while len(tried) < ATTEMPTS:
-            replica = next((each for each in self.serving(version) if each.id not in tried), None)
+            replica = next(iter(self._view.serving(version, without=tried)), None)
             if replica is None:
                 return
+            if self._view.full(replica):
+                raise self._full()
             if tried:
                 self._metrics.retried.inc()
             tried.add(replica.id)
@@ -111,8 +147,12 @@ class EnginePool:
         """A replica that went away or restarted may be replaced; a refusal would be repeated."""
         status = error.status if isinstance(error, EngineRejected) else None
         log().warning("engine_failed", replica=replica.id, error=error.slug, status=status)
+        if status is None:
+            self._view.failed(replica)
         if isinstance(error, EngineUnavailable | EngineInterrupted) or status == 404:
             return
+        if status == _TOO_MANY:
+            raise self._full() from error
         if status is not None:
             raise InvalidInput(
                 "The engine refused the request.",
@@ -122,13 +162,13 @@ class EnginePool:
             "The engine failed on this request.", remedy="Try again; if it lasts, read the engine's log."
         ) from error
 
-    @contextmanager
-    def _counted(self, replica: Replica) -> Iterator[None]:
-        self._outstanding[replica.address] += 1
-        try:
-            yield
-        finally:
-            self._outstanding[replica.address] -= 1
+    def _full(self) -> Overloaded:
+        self._metrics.rejected.labels(Overloaded.slug).inc()
+        return Overloaded(
+            "Every engine has as many questions as it can take.",
+            remedy="Try again after the seconds in Retry-After.",
+            retry_after=self.retry_after(),
+        )
 
     def _client(self, replica: Replica) -> EngineClient:
         if replica.address not in self._clients:

@@ -53,7 +53,7 @@ STATUS: dict[type[HscrError], int] = {
 """A class that is not listed has the status of its nearest listed parent."""
 
 RETRY_AFTER = {429: "1", 503: "2"}
-"""Seconds a client should wait, by status."""
+"""Seconds a client should wait, by status, where the error itself knows no better."""
 
 
 class OpenAIError(BaseModel):
@@ -105,7 +105,7 @@ def problem_response(found: Problem, headers: Mapping[str, str] | None = None) -
     if found.status == 401:
         extra["WWW-Authenticate"] = "Bearer"
     if found.status in RETRY_AFTER:
-        extra["Retry-After"] = RETRY_AFTER[found.status]
+        extra.setdefault("Retry-After", RETRY_AFTER[found.status])
     return JSONResponse(found.model_dump(), status_code=found.status, headers=extra, media_type=PROBLEM_JSON)
 
 
@@ -133,7 +133,8 @@ async def _on_hscr_error(request: Request, error: Exception) -> JSONResponse:
     found = problem(error, request.url.path)
     if found.status >= 500:
         log().warning("failed", slug=error.slug, error=type(error).__name__)
-    return problem_response(found)
+    wait = {"Retry-After": str(error.retry_after)} if isinstance(error, e.Overloaded) else None
+    return problem_response(found, wait)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:

@@ -10,6 +10,7 @@ from hscr.records import (
     AdapterVersion,
     Answer,
     AnswerKind,
+    Dropping,
     Evaluation,
     Feedback,
     GateVerdict,
@@ -23,7 +24,10 @@ from hscr.records import (
     Recipe,
     Response,
     Sampling,
+    TokenDependence,
     Verdict,
+    VersionCounts,
+    VisualDependence,
 )
 from service import schemas as s
 from workers.contract import FinetunePayload, GeneratePayload
@@ -132,6 +136,23 @@ _CHANGE = s.PointerChange(
     override=False,
     created_at=_WHEN,
 )
+_DEPENDENCE = VisualDependence(
+    answer_id="ans_1",
+    score=0.4,
+    tokens=(
+        TokenDependence(text="No", content=True, full=-0.2, dropped=-0.6, difference=0.4),
+        TokenDependence(text=".", content=False, full=-0.1, dropped=-0.1, difference=0.0),
+    ),
+    dropping=Dropping(),
+    model_digest=_HEX,
+    adapter=_VERSION,
+    adapter_digest=_HEX,
+    numeric_mode="cpu/float32",
+    vision_numeric_mode="cpu/float32",
+    engine="embedded/0.1.0",
+    job_id="job_1",
+    created_at=_WHEN,
+)
 _IMAGE_URL = s.ImageUrl(url=f"data:image/png;base64,{s.PIXEL}")
 _CHAT = [
     s.ImagePart(type="image_url", image_url=_IMAGE_URL),
@@ -161,6 +182,8 @@ _ALL: tuple[BaseModel, ...] = (
     ),
     _VIEW,
     s.AnswerPage(data=[_VIEW], next_before=_WHEN),
+    s.DependenceBody(),
+    s.DependenceView.of(_DEPENDENCE),
     s.ModelList(data=[_MODEL]),
     s.FeedbackBody(answer_id="ans_1", verdict=Verdict.CORRECT, correction="Yes, on the left."),
     _FEEDBACK,
@@ -172,8 +195,9 @@ _ALL: tuple[BaseModel, ...] = (
     _JOB,
     s.JobPage(data=[_JOB], next_before=None),
     s.PreferencePage(data=[_PREFERENCE], next_before=None),
-    s.AdapterList(data=[_STANDING], pointer=_POINTER),
+    s.AdapterList(data=[_STANDING], pointer=_POINTER, canary={"base": VersionCounts()}),
     s.PromoteBody(reason="passed the gate"),
+    s.CanaryBody(reason="passed the gate; first on a tenth of the traffic", share=0.1),
     s.RollbackBody(reason="reviewers report more omissions"),
     _POINTER,
     _EVALUATION,
@@ -187,6 +211,7 @@ _ALL: tuple[BaseModel, ...] = (
         trained_on=["pref_1"],
         evaluations=[_EVALUATION],
         promotions=[_CHANGE],
+        visual_dependence=_DEPENDENCE,
         feedback=[_FEEDBACK],
         preferences=["pref_1"],
         used_by=[],

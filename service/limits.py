@@ -3,7 +3,7 @@
 import base64
 import binascii
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from hscr.errors import InvalidImage, InvalidQuestion, Overloaded
@@ -22,8 +22,9 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 class Admission:
     """Bounds the questions being answered; counting here spares the engine's queue and this memory."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, retry_after: Callable[[], int]) -> None:
         self._limit = limit
+        self._retry_after = retry_after
         self._taken = 0
 
     @contextmanager
@@ -33,6 +34,7 @@ class Admission:
             raise Overloaded(
                 f"{self._limit} questions are being answered already.",
                 remedy="Try again after the seconds in Retry-After.",
+                retry_after=self._retry_after(),
             )
         self._taken += 1
         try:

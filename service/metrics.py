@@ -39,6 +39,15 @@ class Metrics:
         )
         self.retried = Counter("hscr_retried", "Second attempts on another replica", registry=self.registry)
         self.replicas = Gauge("hscr_replicas", "Replicas that are live and ready", registry=self.registry)
+        self.circuits = Gauge(
+            "hscr_replica_circuit", "0 closed, 1 half open, 2 open", ["replica"], registry=self.registry
+        )
+        self.drift = Gauge(
+            "hscr_replicas_drifted",
+            "Live replicas that lack a desired version (missing) or have another one (surplus)",
+            ["kind"],
+            registry=self.registry,
+        )
 
     def watch_pointer(self, epoch: Callable[[], float], age: Callable[[], float]) -> None:
         """Read both at each scrape: the epoch last seen, and the seconds since."""

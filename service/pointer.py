@@ -16,6 +16,7 @@ from hscr.errors import Conflict, StoreError
 from hscr.records import Pointer, Replica, new_id
 from hscr.store.releases import BASE
 from hscr.store.store import Store
+from service.canary import Tally, diverted
 from service.engines import EnginePool
 from service.logs import log, where
 from service.settings import GatewaySettings
@@ -37,6 +38,7 @@ class PointerWatcher:
 
     def __init__(self, store: Store, engines: EnginePool, settings: GatewaySettings) -> None:
         self.pointer = Pointer()
+        self.tally = Tally()
         self._id = new_id("gateway")
         self._store = store
         self._engines = engines
@@ -65,13 +67,19 @@ class PointerWatcher:
     async def refresh(self) -> None:
         """See the pointer and the replicas, then say so."""
         began = monotonic()
-        pointer, replicas = await self._thread(self._look)
+        pointer, replicas, desired = await self._thread(self._look)
         # In this order: the new pointer may name what only the new view of the replicas has loaded.
-        await self._engines.refresh(replicas)
+        await self._engines.refresh(replicas, desired)
+        if pointer.epoch != self.pointer.epoch:
+            self.tally = Tally()
         self.pointer = pointer
         in_flight = {version: count for version, count in self._in_flight.items() if count}
         await self._thread(
-            self._store.releases.report_gateway, self._id, epoch=pointer.epoch, in_flight=in_flight
+            self._store.releases.report_gateway,
+            self._id,
+            epoch=pointer.epoch,
+            in_flight=in_flight,
+            canary=self.tally.counts if pointer.share else None,
         )
         self._fresh_at = began
 
@@ -89,23 +97,24 @@ class PointerWatcher:
             )
 
     @contextmanager
-    def hold(self, wanted: str | None) -> Iterator[str | None]:
+    def hold(self, wanted: str | None, sticky: str) -> Iterator[str | None]:
         """Choose a version and count the caller on it until the block ends. Yields None for the base model.
 
-        `wanted` is None or `active`, `base`, or the name of a version the pointer keeps loaded. Raises
-        PointerStale; Conflict for a version that is not kept loaded.
+        `wanted` is None or `active`, `base`, or the name of a version the pointer keeps loaded. Of those who
+        want what is active, a canary's share, drawn by `sticky`, gets the candidate. Raises PointerStale;
+        Conflict for a version that is not kept loaded.
         """
         self.require_fresh()
-        version = self._choose(wanted)
+        version = self._choose(wanted, sticky)
         self._in_flight[version or BASE] += 1
         try:
             yield version
         finally:
             self._in_flight[version or BASE] -= 1
 
-    def _choose(self, wanted: str | None) -> str | None:
+    def _choose(self, wanted: str | None, sticky: str) -> str | None:
         if wanted in (None, ACTIVE):
-            return self.pointer.active
+            return self._drawn(sticky)
         if wanted == BASE:
             return None
         if wanted not in {self.pointer.active, self.pointer.previous, self.pointer.candidate}:
@@ -115,10 +124,17 @@ class PointerWatcher:
             )
         return wanted
 
-    def _look(self) -> tuple[Pointer, list[Replica]]:
+    def _drawn(self, sticky: str) -> str | None:
+        candidate = self.pointer.candidate
+        if diverted(self.pointer, sticky) and self._engines.serving(candidate):
+            return candidate
+        return self.pointer.active
+
+    def _look(self) -> tuple[Pointer, list[Replica], list[str]]:
         releases = self._store.releases
         seen = timedelta(seconds=self._settings.replicas_seen)
-        return releases.pointer(), releases.replicas(seen_within=seen)
+        desired = [version.name for version in releases.desired()]
+        return releases.pointer(), releases.replicas(seen_within=seen), desired
 
     async def _poll(self) -> None:
         while True:

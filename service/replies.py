@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from hscr.errors import HscrError
 from hscr.records import Answer
@@ -35,7 +35,13 @@ class Wire:
 
 
 class Events(EventSourceResponse):
-    """A stream that ends in time even when the client stops reading, so that it cannot hold a version."""
+    """A stream that waits for its reader, and ends when the reader stops.
+
+    A piece is sent when the one before it was taken, so what waits in memory is bounded by the buffers of two
+    sockets, and then the engine has to wait. A client that takes nothing for `client_silence` seconds
+    loses the stream, and with it its hold on a version: the body ends without its last chunk, which every
+    HTTP client reports as an error.
+    """
 
     def __init__(self, state: State, request: Request, pieces: Pieces, wire: Wire) -> None:
         self._state = state
@@ -44,12 +50,17 @@ class Events(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         settings = self._state.settings
+
+        async def timely_send(message: Message) -> None:
+            async with asyncio.timeout(settings.client_silence):
+                await send(message)
+
         try:
             async with (
                 aclosing(self._events),
                 asyncio.timeout(settings.request_deadline + settings.engine_silence),
             ):
-                await super().__call__(scope, receive, send)
+                await super().__call__(scope, receive, timely_send)
         except TimeoutError:
             log().warning("client_too_slow")
 

@@ -18,6 +18,8 @@ from hscr.records import (
     PreferenceRecord,
     Sampling,
     Verdict,
+    VersionCounts,
+    VisualDependence,
 )
 from workers.contract import FinetunePayload
 
@@ -194,6 +196,30 @@ class ModelList(BaseModel):
     data: list[ModelView]
 
 
+class DependenceBody(Body):
+    """How an answer is scored; a request without a body is one with the defaults."""
+
+    mode: Literal["zero", "delete"] = Field(
+        default="zero",
+        description="what becomes of a dropped visual token: emptied in its place, or left out. `delete` is "
+        "refused: engines make no promise about fewer visual tokens than an image has",
+    )
+
+
+class DependenceView(VisualDependence):
+    """How much the image changed each word of an answer, in nats. It is no explanation of the answer.
+
+    The score is the mean difference over content tokens. A high one says that the words hang on the image,
+    not that they are right.
+    """
+
+    notice: str = NOTICE
+
+    @classmethod
+    def of(cls, found: VisualDependence) -> "DependenceView":
+        return cls(**dict(found))
+
+
 # -- judging and learning ------------------------------------------------------------------------------------
 
 
@@ -243,7 +269,15 @@ class PromoteBody(Body):
     evaluation_id: str | None = None
 
 
+class CanaryBody(PromoteBody):
+    """As for a promotion; the version answers a share of the questions that name none."""
+
+    share: float = Field(gt=0, lt=1, description="sticky by key and study, or image", examples=[0.1])
+
+
 class RollbackBody(Body):
+    """Why traffic goes back: to the previous version, or from a candidate's share to the active one."""
+
     reason: str = Field(min_length=1, max_length=500)
 
 
@@ -285,6 +319,9 @@ class AdapterView(AdapterVersion):
 class AdapterList(BaseModel):
     data: list[AdapterView]
     pointer: Pointer
+    canary: dict[str, VersionCounts] = Field(
+        description="what came of each version's requests (`base` for none) while the present share is given"
+    )
 
 
 class PointerChange(BaseModel):
@@ -309,6 +346,9 @@ class Lineage(BaseModel):
     trained_on: list[str] = Field(description="ids of the adapter's preference records, deleted ones too")
     evaluations: list[Evaluation]
     promotions: list[PointerChange] = Field(description="each time the adapter was made to serve")
+    visual_dependence: VisualDependence | None = Field(
+        description="how much the image changed its words, if that was asked; no explanation"
+    )
     feedback: list[Feedback]
     preferences: list[str] = Field(description="ids of the records made from this answer's feedback")
     used_by: list[str] = Field(description="adapters that were trained on this answer's feedback")

@@ -24,6 +24,11 @@ class GatewaySettings(StoreSettings):
     max_messages: int = Field(default=16, ge=1, description="messages of one chat request")
     max_rows: int = Field(default=2000, ge=1, description="uploaded rows of one preference job")
     max_in_flight: int = Field(default=64, ge=1, description="questions admitted at once; more get 429")
+    max_outstanding_per_replica: int = Field(
+        default=32,
+        ge=1,
+        description="of this copy at one engine; when all are full, 429 instead of a longer queue there",
+    )
 
     store_threads: int = Field(default=8, ge=1, le=12, description="database calls at once; the pool has 15")
     image_threads: int = Field(default=2, ge=1, description="images decoded at once")
@@ -31,9 +36,18 @@ class GatewaySettings(StoreSettings):
     request_deadline: float = Field(default=120.0, gt=0, description="of one answer, waiting included")
     engine_connect_timeout: float = Field(default=5.0, gt=0)
     engine_silence: float = Field(default=60.0, gt=0, description="longest pause between two engine reads")
+    client_silence: float = Field(
+        default=30.0, gt=0, description="a client that takes nothing this long loses its stream"
+    )
+    circuit_failures: int = Field(default=3, ge=1, description="in a row open a replica's circuit")
+    circuit_pause: float = Field(default=1.0, gt=0, description="before the first try of an open circuit")
+    circuit_longest_pause: float = Field(default=30.0, gt=0, description="the pause doubles up to this")
     pointer_poll: float = Field(default=0.25, gt=0)
     pointer_stale: float = Field(default=3.0, gt=0, description="without a refresh this long, admit nothing")
     replicas_seen: float = Field(default=10.0, gt=0, description="a replica silent this long is gone")
+    replicas_silent: float = Field(
+        default=2.0, gt=0, description="a replica silent this long is asked only when no other is left"
+    )
     event_poll: float = Field(default=0.25, gt=0, description="how often a job's event stream looks for more")
     drain_grace: int = Field(default=30, ge=1, description="for requests in flight at SIGTERM")
 

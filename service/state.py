@@ -52,7 +52,7 @@ async def opened(settings: GatewaySettings, metrics: Metrics) -> AsyncIterator[S
             images=images,
             engines=engines,
             pointer=pointer,
-            admission=Admission(settings.max_in_flight),
+            admission=Admission(settings.max_in_flight, engines.retry_after),
             authenticator=Authenticator(store, db, settings),
             study_key=settings.study_key(),
         )

@@ -29,6 +29,7 @@ WITHOUT_TORCH = [
     "workers.app",
     "workers.outbox",
     "workers.agent",
+    "workers.canary",
     "workers.evaluate",
     "workers.finetune",
     "workers.generate",

@@ -22,7 +22,7 @@ from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from hscr.engine import EngineClient, EngineModel, EngineVersion
-from hscr.errors import AdapterRefused, Conflict, EngineError, HscrError, StoreError
+from hscr.errors import AdapterRefused, Conflict, EngineError, HscrError, Overloaded, StoreError
 from hscr.models.digest import model_digest, template_digest
 from hscr.records import AdapterVersion, Replica, now
 from hscr.store.store import Store
@@ -43,6 +43,11 @@ class AgentSettings(WorkerSettings):
     reconcile_seconds: float = Field(default=0.3, gt=0)
     unload_grace_seconds: float = Field(default=3, ge=0, description="after a version became undesired")
     retry_seconds: float = Field(default=5, gt=0, description="before a version that failed is tried again")
+    adapter_slots: int = Field(
+        default=4,
+        ge=3,
+        description="adapters in the engine (its --max-loras): active, previous, candidate and a spare",
+    )
 
 
 class Agent:
@@ -96,10 +101,11 @@ class Agent:
             present = await self._adapters()
             for version in desired.values():
                 await self._ensure(version, present)
-            await self._remove(present - desired.keys())
+            await self._remove(present.keys() - desired.keys())
         except EngineError as error:
             # What an engine had loaded is unknown from here on, and gone if it restarted.
             self._probed.clear()
+            self._ready = False
             await self._take_stock(problem=error.detail, answers=False)
         else:
             self._forget_problems(desired.keys())
@@ -113,8 +119,11 @@ class Agent:
             if now > self._retry_at[name]:
                 del self._problems[name]
 
-    async def _adapters(self) -> set[str]:
-        """Names of the adapters in the engine. Raises EngineError when it serves another base model."""
+    async def _adapters(self) -> dict[str, str | None]:
+        """The adapters in the engine, and the folder each was loaded from.
+
+        Raises EngineError when it serves another base model.
+        """
         models = await self._engine.models()
         self._version = await self._engine.version()
         self._model = _base(models)
@@ -124,19 +133,18 @@ class Agent:
                 f"The engine serves model {stated[:12]}, the agent was given {self._model_digest[:12]}.",
                 remedy="Start both with the same model folder.",
             )
-        present = {model.id for model in models if model.parent is not None}
-        self._probed &= present
+        present = {model.id: model.root for model in models if model.parent is not None}
+        self._probed &= present.keys()
         return present
 
-    async def _ensure(self, version: AdapterVersion, present: set[str]) -> None:
+    async def _ensure(self, version: AdapterVersion, present: dict[str, str | None]) -> None:
         """Load and probe a version unless that is done; remember why not."""
         name = version.name
         if name in self._probed or time.monotonic() < self._retry_at.get(name, 0):
             return
         try:
-            if name not in present:
-                await self._load(version)
-            await self._probe(version)
+            await self._load(version, present)
+            await self._probe(version, present)
         except EngineError as error:
             if not await self._engine.health():
                 raise
@@ -148,17 +156,44 @@ class Agent:
             self._problems.pop(name, None)
             log.info("%s is loaded and probed", name)
 
-    async def _load(self, version: AdapterVersion) -> None:
+    async def _load(self, version: AdapterVersion, present: dict[str, str | None]) -> None:
+        """Have the engine hold the stored files under the version's name. Raises unless they are fit."""
+        name = version.name
+        if not version.well_named:
+            raise AdapterRefused(f"{name!r} is no name of these files.", remedy="Train a new version.")
         folder = self._store.blobs.folder(version.digest).absolute()
-        await asyncio.to_thread(check_adapter, folder, self._settings.model_path, digest=version.digest)
-        await self._engine.load_adapter(version.name, folder)
+        if present.get(name) == str(folder):
+            return  # this agent's work, before it was started again
+        await self._check(version, folder)
+        if name in present:
+            await self._unload(name, present)  # somebody's, and of what files is not known
+        if len(present) >= self._settings.adapter_slots:
+            raise Overloaded(
+                f"no slot is free for it: the engine holds {', '.join(sorted(present))}.",
+                remedy="Wait for one to be unloaded, or raise HSCR_ADAPTER_SLOTS and the engine's own limit.",
+            )
+        await self._engine.load_adapter(name, folder)
+        present[name] = str(folder)
 
-    async def _probe(self, version: AdapterVersion) -> None:
+    async def _check(self, version: AdapterVersion, folder: Path) -> None:
+        base = self._settings.model_path
+        try:
+            await asyncio.to_thread(check_adapter, folder, base, digest=version.digest)
+        except OSError as error:
+            raise StoreError(
+                f"Its files cannot be read ({type(error).__name__}).", remedy="Check the store's folder."
+            ) from error
+
+    async def _probe(self, version: AdapterVersion, present: dict[str, str | None]) -> None:
         try:
             await check_shift(self._engine, self._model, version, self._store.blobs)
         except (AdapterRefused, Conflict):
-            await self._engine.unload_adapter(version.name)
+            await self._unload(version.name, present)
             raise
+
+    async def _unload(self, name: str, present: dict[str, str | None]) -> None:
+        await self._engine.unload_adapter(name)
+        present.pop(name)
 
     async def _give_up(self, version: AdapterVersion, problem: str, *, unfit: bool) -> None:
         """Say so, and try again later. A version that never served and is unfit is refused everywhere."""

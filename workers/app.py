@@ -16,7 +16,8 @@ from hscr.errors import HscrError
 from hscr.records import JobKind
 from hscr.store.store import Store
 from workers.broker import build
-from workers.contract import CONSIDER_FINETUNE_TASK, SWEEP_TASK, task_name
+from workers.canary import watch_canary
+from workers.contract import CONSIDER_FINETUNE_TASK, SWEEP_TASK, WATCH_CANARY_TASK, task_name
 from workers.evaluate import evaluate
 from workers.finetune import finetune
 from workers.generate import generate
@@ -25,6 +26,7 @@ from workers.leases import Done, Lease, Terms, run_job
 from workers.loop import consider_finetune
 from workers.release import release
 from workers.score import score
+from workers.score_answer import score_answer
 from workers.services import Services
 from workers.settings import WorkerSettings
 from workers.sweep import sweep
@@ -33,6 +35,7 @@ BODIES: dict[JobKind, Callable[[Services, Lease], Done]] = {
     JobKind.GENERATE: generate,
     JobKind.FINETUNE: finetune,
     JobKind.SCORE: score,
+    JobKind.SCORE_ANSWER: score_answer,
     JobKind.EVALUATE: evaluate,
     JobKind.RELEASE: release,
 }
@@ -66,6 +69,10 @@ def _consider_finetune() -> None:
     consider_finetune(services())
 
 
+def _watch_canary() -> None:
+    watch_canary(services())
+
+
 def _open(**_: Any) -> None:
     try:
         services()
@@ -86,6 +93,7 @@ for _kind, _body in BODIES.items():
     app.task(_run(_body), name=task_name(_kind))
 app.task(_sweep, name=SWEEP_TASK)
 app.task(_consider_finetune, name=CONSIDER_FINETUNE_TASK)
+app.task(_watch_canary, name=WATCH_CANARY_TASK)
 signals.worker_init.connect(_open, weak=False)
 signals.worker_shutting_down.connect(_stop, weak=False)
 signals.worker_shutdown.connect(_close, weak=False)

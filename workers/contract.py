@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from hscr.config import EvaluateConfig, FinetuneConfig, GenerateConfig
-from hscr.records import JobKind, Record
+from hscr.records import Dropping, JobKind, Record
 
 CONTRACT_VERSION = 1
 
@@ -20,6 +20,7 @@ QUEUE_OF: dict[JobKind, str] = {
     JobKind.GENERATE: GENERATE,
     JobKind.FINETUNE: FINETUNE,
     JobKind.SCORE: SCORE,
+    JobKind.SCORE_ANSWER: SCORE,
     JobKind.EVALUATE: EVALUATE,
     JobKind.RELEASE: CONTROL,
 }
@@ -32,6 +33,7 @@ def task_name(kind: JobKind) -> str:
 
 SWEEP_TASK = "hscr.sweep"
 CONSIDER_FINETUNE_TASK = "hscr.consider_finetune"
+WATCH_CANARY_TASK = "hscr.watch_canary"
 
 
 class Payload(Record):
@@ -47,7 +49,11 @@ class FinetunePayload(Payload):
     """Train from the base model on all live consented records; then, as asked, score, evaluate, release."""
 
     config: FinetuneConfig = FinetuneConfig()
-    method: str = Field(default="hscr", description="of the records to train on")
+    method: str = Field(
+        default="hscr",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="of the records to train on; the versions' alias",
+    )
     evaluate: EvaluateConfig | None = Field(default=EvaluateConfig(), description="None stops after training")
     auto_promote: bool = False
 
@@ -68,6 +74,13 @@ class ScorePayload(Payload):
     auto_promote: bool = False
 
 
+class ScoreAnswerPayload(Payload):
+    """Measure how much the image changed the words of one answer, by the engine that serves its version."""
+
+    answer_id: str
+    dropping: Dropping = Dropping()
+
+
 class EvaluatePayload(Payload):
     """Judge the candidate against the active version through the serving engine."""
 
@@ -85,12 +98,16 @@ class ReleasePayload(Payload):
     actor: str
     reason: str
     override: bool = False
+    share: float | None = Field(
+        default=None, gt=0, lt=1, description="of the traffic, as a canary; None makes the version active"
+    )
 
 
 PAYLOADS: dict[JobKind, type[Payload]] = {
     JobKind.GENERATE: GeneratePayload,
     JobKind.FINETUNE: FinetunePayload,
     JobKind.SCORE: ScorePayload,
+    JobKind.SCORE_ANSWER: ScoreAnswerPayload,
     JobKind.EVALUATE: EvaluatePayload,
     JobKind.RELEASE: ReleasePayload,
 }

@@ -2,29 +2,25 @@
 
 import asyncio
 import io
-from collections.abc import Coroutine
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image
 from sqlalchemy import Connection
 
 from hscr.engine import ChatRequest, EngineClient
-from hscr.errors import Conflict, EngineInterrupted, EngineUnavailable
+from hscr.errors import Conflict
 from hscr.evaluate.gate import Measured, judge
 from hscr.evaluate.metrics import ACCURACY, MACRO, Outcome, summarise
 from hscr.evaluate.run import Answer, run
 from hscr.evaluate.suites import Suite, SuiteItem, load_suite
 from hscr.records import Evaluation, GateVerdict, JobKind, Replica
 from hscr.store.releases import BASE, add_evaluation
+from workers.asking import asked
 from workers.contract import EvaluatePayload, ReleasePayload
-from workers.leases import AttemptOver, Done, Lease
+from workers.leases import Done, Lease
 from workers.rollout import await_loaded
 from workers.services import Services
-
-T = TypeVar("T")
-
-_WATCH_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -85,31 +81,8 @@ def _require_scored(dependence: dict[str, Any], candidate: str, active: str | No
 def _ask_all(
     replica: Replica, suite: Suite, names: list[str | None], concurrency: int, lease: Lease
 ) -> dict[str | None, _Answers]:
-    """Raises AttemptOver when the replica goes away: another attempt finds out who is live then."""
-    try:
-        return asyncio.run(_until_stopped(_ask_versions(replica, suite, names, concurrency, lease), lease))
-    except (EngineUnavailable, EngineInterrupted) as error:
-        raise AttemptOver(f"replica {replica.id} went away ({error.slug})") from error
-
-
-async def _until_stopped(work: Coroutine[Any, Any, T], lease: Lease) -> T:
-    """The result of `work`, unless the attempt ends before: then also when the engine has gone silent."""
-    tasks = asyncio.ensure_future(work), asyncio.ensure_future(_watch(lease))
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if tasks[1].done():
-            tasks[1].result()
-        return tasks[0].result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _watch(lease: Lease) -> None:
-    while True:
-        lease.check()
-        await asyncio.sleep(_WATCH_SECONDS)
+    """Raises AttemptOver when the replica goes away."""
+    return asked(replica, lease, _ask_versions(replica, suite, names, concurrency, lease))
 
 
 async def _ask_versions(

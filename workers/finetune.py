@@ -1,9 +1,7 @@
 """The finetune job: a LoRA adapter from the base model and all live consented records."""
 
 import hashlib
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from workers.adapter_check import check_adapter
 from workers.contract import FinetunePayload, ScorePayload
 from workers.gpu import Event
 from workers.leases import Done, Lease
+from workers.scratch import scratch
 from workers.services import Services
 
 MIN_RECORDS = 8
@@ -30,7 +29,7 @@ def finetune(services: Services, lease: Lease) -> Done:
             f"{len(records)} live consented records of method {payload.method} are too few to train on.",
             remedy=f"Collect at least {MIN_RECORDS} and run a generate job for them first.",
         )
-    with _scratch(services, lease) as folder:
+    with scratch(services, lease) as folder:
         result = _train(services, lease, payload, records, folder)
         check_adapter(folder / "adapter", services.settings.model_path)
         lease.check()
@@ -101,14 +100,3 @@ def _then(lease: Lease, payload: FinetunePayload, version: AdapterVersion) -> tu
         return ()
     score = ScorePayload(candidate=version.name, evaluate=payload.evaluate, auto_promote=payload.auto_promote)
     return (lease.following(JobKind.SCORE, score),)
-
-
-@contextmanager
-def _scratch(services: Services, lease: Lease) -> Iterator[Path]:
-    """A folder of this attempt; what a killed one leaves is swept."""
-    folder = services.settings.work.absolute() / f"{lease.job.id}.{lease.job.attempt}"
-    folder.mkdir(parents=True, mode=0o700)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""The tasks of the GPU child: generate, finetune, score. One model kept warm, no wires but the channel."""
+"""The tasks of the GPU child: generate, finetune, score, see. Kept warm, no wires but the channel."""
 
 import io
 from collections.abc import Iterator
@@ -9,17 +9,20 @@ from typing import Any, Protocol
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from hscr.config import EvaluateConfig, FinetuneConfig, GenerateConfig
 from hscr.contrast.degrade import degrade
-from hscr.contrast.dependence import Said, visual_dependence
+from hscr.contrast.dependence import Said, dropped_views, visual_dependence
 from hscr.contrast.generate import Skipped, generate
 from hscr.errors import JobCancelled, NotFound
 from hscr.evaluate.metrics import ACCURACY, MACRO, score, summarise
 from hscr.evaluate.suites import Suite, SuiteItem, load_suite
 from hscr.learn.trainer import finetune
+from hscr.models.encoder import Encoder
+from hscr.models.language import View
 from hscr.models.vlm import VLM
-from hscr.records import PreferenceRecord, PreferenceSource
+from hscr.records import Dropping, PreferenceRecord, PreferenceSource
 from hscr.store.blobs import Blobs
 
 _GREEDY_BATCH = 32
@@ -33,7 +36,7 @@ class Channel(Protocol):
 
 
 class Workbench:
-    """One model on one device; its weights are loaded at the first task and stay."""
+    """One model on one device; what a task needs of its weights is loaded at the first one and stays."""
 
     def __init__(self, model: Path, device: str, dtype: str, blobs: Path, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -44,9 +47,18 @@ class Workbench:
     def vlm(self) -> VLM:
         return VLM.load(*self._where)
 
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder.load(*self._where)
+
     def run(self, task: str, arguments: dict[str, Any], channel: Channel) -> dict[str, Any]:
         """Raises HscrError; JobCancelled when the parent asked the task to stop."""
-        tasks = {"generate": self._generate, "finetune": self._finetune, "score": self._score}
+        tasks = {
+            "generate": self._generate,
+            "finetune": self._finetune,
+            "score": self._score,
+            "see": self._see,
+        }
         return tasks[task](arguments, channel)
 
     def _generate(self, arguments: dict[str, Any], channel: Channel) -> dict[str, Any]:
@@ -146,6 +158,32 @@ class Workbench:
                 answers += self.vlm.generate_greedy(self.vlm.prefill(prefix), _GREEDY_TOKENS)
         return answers
 
+    def _see(self, arguments: dict[str, Any], channel: Channel) -> dict[str, Any]:  # noqa: ARG002
+        """Arguments: image (digest), question, text, dropping, out (folder for the files).
+
+        Visual tokens of the image, whole and then under each mask, as files that `torch.load` reads; and the
+        token ids that an engine reads of the question, its image expanded, and of the text, its end left out.
+        The language model is not loaded for this.
+        """
+        encoder, digest = self.encoder, arguments["image"]
+        dropping = Dropping.model_validate(arguments["dropping"])
+        prompt = encoder.prompt_ids(arguments["question"])
+        answer = encoder.completion_ids(arguments["text"])[:-1]
+        (tokens,) = encoder.encode({digest: self._image(digest)}).values()
+        views = [View.whole(tokens), *dropped_views(tokens, digest, **dropping.model_dump())]
+        files = [_saved(view.tokens, Path(arguments["out"]), f"{i}.pt") for i, view in enumerate(views)]
+        return {
+            "files": files,
+            "rows": len(tokens),
+            "prompt": encoder.expanded(prompt),
+            "answer": answer,
+            "image_token": encoder.image_token_id,
+            "texts": [encoder.tokenizer.decode([token]) for token in answer],
+            "content": encoder.vocabulary.content[answer].tolist(),
+            "model_digest": encoder.digest,
+            "numeric_mode": encoder.numeric_mode,
+        }
+
     @contextmanager
     def _adapter(self, version: dict[str, str] | None) -> Iterator[str | None]:
         """Load a version from the store for as long as it is needed; None is the base model."""
@@ -167,6 +205,12 @@ def _sample(suite: Suite, config: EvaluateConfig) -> list[SuiteItem]:
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.randperm(len(suite.items), generator=generator)[: config.dependence_questions]
     return [suite.items[index] for index in sorted(order.tolist())]
+
+
+def _saved(tokens: Tensor, folder: Path, name: str) -> str:
+    """The file's name. A copy is saved: a view would be written with all it is a view of."""
+    torch.save(tokens.detach().cpu().clone(), folder / name)
+    return name
 
 
 def _picture(item: SuiteItem) -> Image.Image:

@@ -1,16 +1,20 @@
 """The release job: every replica loads the version first, then one row changes."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from hscr.errors import HscrError, LeaseLost
 from hscr.records import Pointer
-from hscr.store.releases import Releases, promote_in
+from hscr.store.releases import Releases, canary_in, promote_in
 from workers.contract import ReleasePayload
 from workers.leases import Done, Lease
 from workers.rollout import await_loaded
 from workers.services import Services
+
+log = logging.getLogger(__name__)
 
 
 def release(services: Services, lease: Lease) -> Done:
@@ -21,7 +25,9 @@ def release(services: Services, lease: Lease) -> Done:
         return Done({"already_active": True, **_told(present)})
     with _candidate(services.store.releases, payload):
         if payload.version_name is not None:
+            lease.hold(payload.version_name)  # also while another release names another candidate
             await_loaded(services, lease, payload.version_name)
+            log.info("%s is loaded on every live replica", payload.version_name)
         moved = _promote(services, lease, payload)
     return Done({"already_active": False, **_told(moved)})
 
@@ -43,9 +49,12 @@ def _candidate(releases: Releases, payload: ReleasePayload) -> Iterator[None]:
 
 
 def _promote(services: Services, lease: Lease, payload: ReleasePayload) -> Pointer:
+    move: Callable[..., Pointer] = (
+        promote_in if payload.share is None else partial(canary_in, share=payload.share)
+    )
     # One transaction with the job's lease, so that a worker thought dead cannot flip the pointer.
     with lease.fenced() as connection:
-        return promote_in(
+        return move(
             connection,
             payload.version_name,
             actor=payload.actor,

@@ -2,13 +2,17 @@
 
 from typing import Any
 
-from workers.contract import CONSIDER_FINETUNE_TASK, CONTROL, SWEEP_TASK
+from workers.contract import CONSIDER_FINETUNE_TASK, CONTROL, SWEEP_TASK, WATCH_CANARY_TASK
 from workers.settings import WorkerSettings
 
 
 def beat_schedule(settings: WorkerSettings) -> dict[str, Any]:
     """A tick that no worker took before the next one is worth nothing, so it expires."""
-    ticks = {SWEEP_TASK: settings.sweep_seconds, CONSIDER_FINETUNE_TASK: settings.consider_seconds}
+    ticks = {
+        SWEEP_TASK: settings.sweep_seconds,
+        CONSIDER_FINETUNE_TASK: settings.consider_seconds,
+        WATCH_CANARY_TASK: settings.canary_seconds,
+    }
     return {
         name: {
             "task": name,

@@ -32,6 +32,15 @@ class WorkerSettings(StoreSettings):
     gateway_seen_seconds: float = Field(default=10, gt=0)
     rollout_seconds: float = Field(default=120, gt=0, description="for all replicas to load a version")
 
+    canary_seconds: float = Field(default=2, gt=0, description="between two looks at a running canary")
+    canary_min_requests: int = Field(default=50, ge=1, description="of each version before it is judged")
+    canary_error_margin: float = Field(
+        default=0.02, ge=0, le=1, description="how much higher the candidate's error rate may be"
+    )
+    canary_latency_ratio: float = Field(
+        default=1.5, ge=1, description="how much longer the candidate's mean time to first text may be"
+    )
+
     consider_seconds: float = Field(default=60, gt=0, description="between two looks for new records")
     finetune_threshold: int = Field(default=200, ge=1, description="new consented sources that start a loop")
     finetune_min_interval_seconds: float = Field(default=24 * 3600, ge=0)

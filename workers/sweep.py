@@ -1,4 +1,4 @@
-"""What nobody else cleans up: dead leases, lost messages, expired images, forgotten scratch files."""
+"""What nobody else cleans up: dead leases, lost messages, candidates, expired images, scratch files."""
 
 import logging
 import shutil
@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from hscr.errors import NotFound
-from hscr.records import JobState
+from hscr.records import JobKind, JobState
 from hscr.store.store import Store
 from workers.services import Services
 
@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 def sweep(services: Services) -> None:
     settings, store = services.settings, services.store
     touched = store.jobs.resend(unclaimed_for=timedelta(seconds=settings.unclaimed_seconds))
+    _drop_candidate(store)
     expired = store.answers.expire_images()
     for digest in expired:
         store.blobs.delete(digest)
@@ -26,6 +27,20 @@ def sweep(services: Services) -> None:
         _remove(entry)
     if touched or expired or scratch:
         log.info("swept: %d jobs, %d images, %d scratch", len(touched), len(expired), len(scratch))
+
+
+def _drop_candidate(store: Store) -> None:
+    """One whose release died too often to clean up holds a slot of every engine."""
+    pointer = store.releases.pointer()
+    if pointer.candidate is None or pointer.share > 0:
+        return
+    releases = [
+        job.payload.get("version_name")
+        for state in (JobState.QUEUED, JobState.RUNNING)
+        for job in store.jobs.page(kind=JobKind.RELEASE, state=state)
+    ]
+    if pointer.candidate not in releases:
+        store.releases.propose(None, actor="sweep", reason=f"no release of {pointer.candidate} goes on")
 
 
 def _running(store: Store, name: str) -> bool:

@@ -12,7 +12,7 @@ from PIL import Image
 from hscr.ablate.setting import Setting
 from hscr.imaging.decode import prepare
 from hscr.imaging.guard import Limits
-from hscr.models.phantom.anatomy import FINDINGS, LOCATIONS, SIDES, SIZES, STUDIES, Phantom, render
+from hscr.models.phantom.anatomy import FINDINGS, LOCATIONS, SIDES, SIZES, STUDIES, Phantom, photograph
 from hscr.models.phantom.data import MIXES, Example, sample_examples
 from hscr.models.phantom.language import KINDS, MODALITIES, NEEDS_FINDING, NORMAL, ORGANS, caption, say
 from hscr.records import PreferenceSource
@@ -89,7 +89,5 @@ def _abnormal(phantom: Phantom) -> Iterator[Phantom]:
 
 
 def _photograph(phantom: Phantom) -> tuple[str, Image.Image]:
-    buffer = io.BytesIO()
-    render(phantom).save(buffer, format="PNG")
-    prepared = prepare(buffer.getvalue(), limits=Limits())
+    prepared = prepare(photograph(phantom), limits=Limits())
     return prepared.image.digest, Image.open(io.BytesIO(prepared.png))

@@ -7,14 +7,14 @@ import typer
 
 from hscr.cli.ablate import ablate, recipes
 from hscr.cli.admin import db, keys
-from hscr.cli.ask import ask, caption
+from hscr.cli.ask import ask, caption, dependence
 from hscr.cli.common import complaints
 from hscr.cli.convert import convert
 from hscr.cli.demo import demo
 from hscr.cli.doctor import doctor
 from hscr.cli.learn import evaluate, export, finetune, generate
 from hscr.cli.phantom import phantom
-from hscr.cli.release import promote, rollback, status
+from hscr.cli.release import canary, promote, rollback, status
 from hscr.cli.up import up
 from hscr.errors import HscrError
 
@@ -27,9 +27,9 @@ app = typer.Typer(
 )
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "On this machine": (demo, up, doctor, convert),
-    "Asking": (ask, caption),
+    "Asking": (ask, caption, dependence),
     "Learning": (generate, finetune, evaluate, export, ablate, recipes),
-    "Releasing": (status, promote, rollback),
+    "Releasing": (status, promote, canary, rollback),
 }
 for panel, commands in _PANELS.items():
     for command in commands:

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
 from hscr.cli.common import URL, AsJson, Key, Model, Url, console, print_json, read_bytes
 from hscr.client import Client
 from hscr.errors import InvalidInput
-from hscr.records import Answer
+from hscr.records import Answer, Job, VisualDependence
 from hscr.stack import PHANTOM
 
 ImageFile = Annotated[Path, typer.Argument(help="PNG, JPEG or DICOM file.", show_default=False)]
@@ -76,6 +77,35 @@ def caption(
         _show(client.caption(read_bytes(image), **options), as_json=as_json)
 
 
+def dependence(
+    answer: Annotated[
+        str, typer.Argument(metavar="ANSWER", help="Id, as `hscr ask` prints it.", show_default=False)
+    ],
+    *,
+    url: Url = URL,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """How much the image changed each word of an answer, in nats. It is no explanation.
+
+    The version that answered says how probable each word is with the image, and with 70 % of its visual
+    tokens dropped. For research use only.
+
+    Example:
+
+        hscr dependence ans_3f9c2a7b1d4e
+    """
+    with Client(url, key) as client:
+        found = client.score_answer(answer)
+        if isinstance(found, Job):
+            client.wait(found.id)
+            found = client.visual_dependence(answer)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        _show_dependence(found)
+
+
 def _ask_here(
     data: bytes,
     question: str,
@@ -106,4 +136,21 @@ def _show(answer: Answer, *, as_json: bool) -> None:
     made = answer.provenance
     console.print(Text(answer.text, style="bold"))
     story = f"{made.model} {made.adapter or '(base)'} · {made.recipe.name} · {answer.id} · research use only"
+    console.print(Text(story, style="dim"))
+
+
+def _show_dependence(found: VisualDependence) -> None:
+    table = Table("token", caption="log-probabilities in nats; dimmed tokens do not count")
+    for column in ("with the image", "without most of it", "difference"):
+        table.add_column(column, justify="right")
+    for token in found.tokens:
+        values = (f"{token.full:.3f}", f"{token.dropped:.3f}", f"{token.difference:+.3f}")
+        table.add_row(Text(token.text), *values, style=None if token.content else "dim")
+    console.print(table)
+    console.print(f"visual dependence [bold]{found.score:+.3f}[/] nats per content token")
+    how = found.dropping
+    story = (
+        f"{found.adapter or '(base)'} · {how.rate:.0%} of visual tokens dropped ({how.mode}), "
+        f"{how.masks} masks · how much the image changed a word, no explanation · research use only"
+    )
     console.print(Text(story, style="dim"))

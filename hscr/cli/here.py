@@ -135,13 +135,13 @@ def finetune(
     console.print(f"The adapter is in {out}; `hscr evaluate --adapter {out}` judges it.")
 
 
-def evaluate(model: Path, adapter: Path, loop: LoopConfig, *, as_json: bool) -> None:
+def evaluate(model: Path, adapter: Path, loop: LoopConfig, where: dict[str, str], *, as_json: bool) -> None:
     from hscr import local  # torch
 
     with Progress(console=complaints) as bars:
         task = bars.add_task("evaluate", total=None)
         compared = local.evaluate_adapter(
-            model, adapter, loop.evaluate,
+            model, adapter, loop.evaluate, **where,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )  # fmt: skip
     verdict, reasons, differences = compared.judgement

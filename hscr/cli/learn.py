@@ -33,10 +33,12 @@ Resume = Annotated[bool, typer.Option("--resume", help="With --out: go on with t
 Limit = Annotated[int | None, typer.Option(min=1, help="With --out: the first so many rows only.")]
 ShardSize = Annotated[int, typer.Option(min=1, help="With --out: rows per shard, which a kill can cost.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="With --out: rows generated together.")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="With --out: auto is CUDA if there.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="Of work done here: auto is CUDA if there is one.")
+]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
-    typer.Option(help="With --out: auto is bfloat16 on CUDA and float32 elsewhere."),
+    typer.Option(help="Of work done here: auto is bfloat16 on CUDA and float32 elsewhere."),
 ]
 AnswerWith = Annotated[Path | None, typer.Option(help="With --out: an adapter folder to answer with.")]
 Consent = Annotated[bool, typer.Option("--consent", help="The rows may be trained on.")]
@@ -187,6 +189,8 @@ def evaluate(
     *,
     adapter: AdapterFolder = None,
     model: Model = PHANTOM,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     auto_promote: Promote = False,
     config: Config = None,
     wait: Wait = False,
@@ -207,7 +211,7 @@ def evaluate(
             "It is not clear what to judge.", remedy="Name a version of the stack, or a folder by --adapter."
         )
     if adapter is not None:
-        here.evaluate(model, adapter, loop, as_json=as_json)
+        here.evaluate(model, adapter, loop, {"device": device, "dtype": dtype}, as_json=as_json)
         return
     with Client(url, key) as client:
         job = client.evaluate(str(version), loop.evaluate, auto_promote=auto_promote)

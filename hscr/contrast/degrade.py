@@ -11,7 +11,6 @@ from torch import Tensor
 
 from hscr.config import DegradeConfig
 from hscr.models.language import View
-from hscr.models.vision import Vision
 from hscr.models.vlm import VLM
 
 
@@ -97,7 +96,7 @@ def _cropped(vlm: VLM, items: Sequence[Seen], config: DegradeConfig) -> list[Vie
 
 def _patched(vlm: VLM, items: Sequence[Seen], config: DegradeConfig) -> list[View]:
     """Patches are dropped before the tower; the class token and every position embedding stay."""
-    vision = Vision(vlm.model)
+    vision = vlm.vision
     embedded = vision.embed(vlm.pixel_values([item.image for item in items]))
     patches = embedded.shape[1] - 1
     kept = torch.stack([kept_tokens(patches, config.rate, *item.key) for item in items])
@@ -115,7 +114,7 @@ def _patched(vlm: VLM, items: Sequence[Seen], config: DegradeConfig) -> list[Vie
 
 def _masked(vlm: VLM, items: Sequence[Seen], config: DegradeConfig) -> list[View]:
     """One mask per image, for every layer and head of the tower."""
-    vision = Vision(vlm.model)
+    vision = vlm.vision
     embedded = vision.embed(vlm.pixel_values([item.image for item in items]))
     masks = [visible_entries(embedded.shape[1], config.rate, *item.key) for item in items]
     visible = torch.stack(masks).to(embedded.device)

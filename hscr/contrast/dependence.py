@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -31,6 +33,7 @@ def visual_dependence(
     rate: float = 0.7,
     masks: int = 8,
     seed: int = 0,
+    mode: Literal["delete", "zero"] = "delete",
     batch_size: int = 4,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[float]:
@@ -47,19 +50,36 @@ def visual_dependence(
             raise JobCancelled(f"Stopped after {start} texts.", remedy="Submit the job again.")
         batch = items[start : start + batch_size]
         with vlm.use(adapter), torch.inference_mode():
-            values += _dependence(vlm, batch, visual, rate=rate, masks=masks, seed=seed)
+            drop = partial(dropped_views, rate=rate, masks=masks, seed=seed, mode=mode)
+            values += _dependence(vlm, batch, visual, drop, masks)
     return values
 
 
+def dropped_views(
+    tokens: Tensor,
+    image_digest: str,
+    *,
+    rate: float,
+    masks: int,
+    seed: int,
+    mode: Literal["delete", "zero"],
+) -> list[View]:
+    """What each mask leaves of an image's visual tokens [N, d]. Depends on nothing but the arguments."""
+    return [degrade(tokens, rate, mode, image_digest, mask, seed) for mask in range(masks)]
+
+
 def _dependence(
-    vlm: VLM, items: Sequence[Said], visual: dict[str, Tensor], *, rate: float, masks: int, seed: int
+    vlm: VLM,
+    items: Sequence[Said],
+    visual: dict[str, Tensor],
+    drop: Callable[[Tensor, str], list[View]],
+    masks: int,
 ) -> list[float]:
     prompts, texts = [], []
     views: list[View | Tensor] = []
     for item in items:
         tokens = visual[item.image_digest]
-        keys = [(item.image_digest, mask, seed) for mask in range(masks)]
-        views += [tokens, *(degrade(tokens, rate, "delete", *key) for key in keys)]
+        views += [tokens, *drop(tokens, item.image_digest)]
         prompts += [vlm.prompt_ids(item.question)] * (masks + 1)
         texts += [[vlm.completion_ids(item.text)]] * (masks + 1)
     logprobs = [row for (row,) in vlm.completion_logprobs(vlm.prefill(vlm.embed(prompts, views)), texts)]

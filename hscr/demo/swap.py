@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Self
 from PIL import Image
 
 from hscr.client import Client
-from hscr.demo.ward import photograph
 from hscr.errors import HscrError
 from hscr.imaging.decode import prepare
 from hscr.imaging.guard import Limits
+from hscr.models.phantom.anatomy import photograph
 from hscr.models.phantom.data import Example
 from hscr.records import Answer
 

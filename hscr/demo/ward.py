@@ -3,19 +3,17 @@
 Its traffic has the mix `TRAFFIC`: neither the skew the model was trained on nor the balance it is tested on.
 """
 
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from pydicom.data import get_testdata_file
 
 from hscr.client import Client
 from hscr.errors import NotFound
-from hscr.models.phantom.anatomy import Phantom, render
+from hscr.models.phantom.anatomy import photograph
 from hscr.models.phantom.data import TRAFFIC, Example, sample_examples
 from hscr.models.phantom.language import parse_answer
 from hscr.records import Answer, Verdict
@@ -34,14 +32,6 @@ class Judged:
 
 def traffic(images: int, questions_per_image: int, seed: int) -> list[Example]:
     return list(sample_examples(TRAFFIC, "traffic", images, seed, questions_per_image))
-
-
-@lru_cache(maxsize=256)
-def photograph(phantom: Phantom) -> bytes:
-    """The phantom as a PNG file."""
-    buffer = io.BytesIO()
-    render(phantom).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def rounds(

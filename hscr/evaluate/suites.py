@@ -1,6 +1,5 @@
 """What a version is asked: phantoms whose truth is known, or the rows of a JSONL file."""
 
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from hscr.errors import InvalidConfig, InvalidRecord
 from hscr.evaluate.llavamed import normalise
 from hscr.imaging.decode import Prepared, prepare
 from hscr.imaging.guard import Limits
-from hscr.models.phantom.anatomy import Phantom, render
+from hscr.models.phantom.anatomy import Phantom, photograph
 from hscr.models.phantom.data import BALANCED, Example, sample_examples
 from hscr.models.phantom.language import KINDS
 
@@ -77,9 +76,7 @@ def _phantom_items(examples: Iterator[Example]) -> Iterator[SuiteItem]:
 
 
 def _photograph(phantom: Phantom) -> Prepared:
-    buffer = io.BytesIO()
-    render(phantom).save(buffer, format="PNG")
-    return prepare(buffer.getvalue(), limits=Limits())
+    return prepare(photograph(phantom), limits=Limits())
 
 
 def jsonl_suite(path: Path) -> Suite:

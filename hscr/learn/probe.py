@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hscr.learn.examples import Pair, openers
+from hscr.models.language import gather_logprobs
 from hscr.models.vlm import VLM
 
 ITEMS = 4
@@ -33,11 +35,15 @@ def probe_adapter(vlm: VLM, adapter: str, pairs: Sequence[Pair]) -> dict[str, An
             spoken = vlm.generate_greedy(context, _MAX_TOKENS)
             texts = [text or record.chosen for text, record in zip(spoken, tried, strict=True)]
             completions = [[ids] for ids in vlm.completions_ids(texts)]
-            changed = [row for (row,) in vlm.completion_logprobs(context, completions)]
+            logits = [row for (row,) in vlm.completion_logits(context, completions)]
+            changed = [gather_logprobs(z, ids) for z, (ids,) in zip(logits, completions, strict=True)]
         with vlm.use(None):
             base = [row for (row,) in vlm.completion_logprobs(vlm.prefill(prefix), completions)]
     shifts = [float((a - b).abs().mean()) for a, b in zip(changed, base, strict=True)]
-    largest = sorted(range(len(tried)), key=lambda index: -shifts[index])[:ITEMS]
+    said = [_said(z, ids) for z, (ids,) in zip(logits, completions, strict=True)]
+    # No engine can be held to an answer that is not read back into the tokens that were said.
+    fit = [index for index in range(len(tried)) if said[index]] or range(len(tried))
+    largest = sorted(fit, key=lambda index: -shifts[index])[:ITEMS]
     return {
         "items": [
             {
@@ -50,3 +56,8 @@ def probe_adapter(vlm: VLM, adapter: str, pairs: Sequence[Pair]) -> dict[str, An
             for index in largest
         ]
     }
+
+
+def _said(logits: Tensor, ids: Sequence[int]) -> bool:
+    """Whether greedy decoding says these very tokens, as far as it may go."""
+    return logits.argmax(-1).tolist()[:_MAX_TOKENS] == list(ids)[:_MAX_TOKENS]

@@ -8,6 +8,14 @@ from hscr.errors import InvalidQuestion, InvalidRecord
 Message = dict[str, Any]
 
 
+def context_length(config: Any) -> int:
+    """Tokens that a LLaVA of this configuration reads at most, visual ones included."""
+    text = config.text_config
+    window = getattr(text, "sliding_window", None) or text.max_position_embeddings
+    # Every token sees all before it, so a conversation ends where a sliding window would begin to slide.
+    return int(min(text.max_position_embeddings, window))
+
+
 class Chat:
     """The text side of a model: processor, tokenizer and chat template."""
 
@@ -32,15 +40,17 @@ class Chat:
         """Token ids of `prompt`, the image as one placeholder. Raises InvalidQuestion."""
         return self.chat_ids(self._turn(question))
 
-    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+    def chat_ids(self, messages: Sequence[Message], *, continued: bool = False) -> list[int]:
         """Token ids of a conversation up to the assistant's turn, each image as one placeholder.
 
         messages: `{"role", "content": [{"type": "image"} | {"type": "text", "text": str}, ...]}`.
+        continued: up to the end of the last message's text instead, as if its author were not done.
         Raises InvalidQuestion when a text holds special tokens or everything exceeds the context.
         """
-        ids = self._encode(self._render(messages))
+        ids = self._encode(self._render(messages, continued=continued))
         # Compared with a harmless text, so that no user text, even split over parts, acts as control.
-        plain = self._encode(self._render([_with_text(message, "x") for message in messages]))
+        harmless = [_with_text(message, "x") for message in messages]
+        plain = self._encode(self._render(harmless, continued=continued))
         if self._specials(ids) != self._specials(plain):
             raise InvalidQuestion(
                 "The question contains control tokens of the model.",
@@ -53,6 +63,14 @@ class Chat:
                 remedy="Ask a shorter question.",
             )
         return ids
+
+    def expanded(self, ids: Sequence[int]) -> list[int]:
+        """The same with as many placeholders for an image as it has visual tokens, as engines count them."""
+        return [
+            token
+            for each in ids
+            for token in [each] * (self._image_length if each == self.image_token_id else 1)
+        ]
 
     def completion_ids(self, answer: str) -> list[int]:
         """Token ids of `answer` as the assistant's turn, closed by end-of-sequence.
@@ -91,8 +109,12 @@ class Chat:
         answered = [*self._turn("x"), {"role": "assistant", "content": [{"type": "text", "text": "y"}]}]
         return self._render(answered, generate=False).removeprefix(prompt).partition("y")[0]
 
-    def _render(self, messages: Sequence[Message], *, generate: bool = True) -> str:
-        return self.processor.apply_chat_template(list(messages), add_generation_prompt=generate)
+    def _render(self, messages: Sequence[Message], *, generate: bool = True, continued: bool = False) -> str:
+        return self.processor.apply_chat_template(
+            list(messages),
+            add_generation_prompt=generate and not continued,
+            continue_final_message=continued,
+        )
 
     def _encode(self, text: str) -> list[int]:
         bos = self.tokenizer.bos_token

@@ -17,6 +17,11 @@ _TOKENS_AT_ONCE = {"cpu": 4096}
 _TOKENS_AT_ONCE_ELSEWHERE = 16384
 
 
+def tokens_at_once(device: torch.device) -> int:
+    """The longest pass that is worth its memory."""
+    return _TOKENS_AT_ONCE.get(device.type, _TOKENS_AT_ONCE_ELSEWHERE)
+
+
 class View(NamedTuple):
     """What a prompt shows of one image."""
 
@@ -42,6 +47,10 @@ class Prompts(NamedTuple):
     """[L] long each"""
     ends: list[int]
     """position of each prompt's first answer token"""
+
+    def only(self, row: int) -> Self:
+        """One of them."""
+        return type(self)([self.embeds[row]], [self.positions[row]], [self.ends[row]])
 
 
 class Read(NamedTuple):
@@ -72,7 +81,7 @@ class Language:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.device: torch.device = model.device
-        self.tokens_at_once = _TOKENS_AT_ONCE.get(model.device.type, _TOKENS_AT_ONCE_ELSEWHERE)
+        self.tokens_at_once = tokens_at_once(model.device)
         """the longest pass that reads prompts or images, of which one may still be longer"""
 
     def embed_ids(self, ids: Tensor) -> Tensor:
@@ -129,6 +138,11 @@ class Language:
             keep.append(start + torch.arange(len(rows), device=self.device) * width + memory.lengths - 1)
             start += len(rows) * width
         return self.hidden(torch.cat(embeds), torch.cat(positions), blocks, torch.cat(keep))
+
+    def reading_states(self, prompts: Prompts) -> list[Tensor]:
+        """States [L, d] after each token of each prompt: each in a pass of its own, remembering nothing."""
+        rows = zip(prompts.embeds, prompts.positions, strict=True)
+        return [self.hidden(embeds, at, [Reading(1, len(embeds))]) for embeds, at in rows]
 
     def completion_states(
         self, context: Context, completions: Sequence[Sequence[Sequence[int]]]

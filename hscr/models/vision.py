@@ -1,25 +1,50 @@
 """The inside of a CLIP vision tower and the projector behind it, for what has to be dropped on the way."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 
 class Vision:
-    """Tower and projector of a LlavaForConditionalGeneration, in steps.
+    """Tower and projector of a LLaVA, in steps.
 
     `tokens(embed(pixels))` equals the model's own image features, without the layers whose output they do
     not use.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._tower = model.model.vision_tower
-        self._projector = model.model.multi_modal_projector
-        layer = model.config.vision_feature_layer
-        states = len(self._tower.encoder.layers) + 1
+    def __init__(self, tower: Any, projector: Any, config: Any) -> None:
+        """config: the LLaVA's."""
+        self._tower = tower
+        self._projector = projector
+        layer = config.vision_feature_layer
+        states = len(tower.encoder.layers) + 1
         self._wanted = [index % states for index in ([layer] if isinstance(layer, int) else layer)]
-        self._extra = int(model.config.vision_feature_select_strategy == "full")
+        self._extra = int(config.vision_feature_select_strategy == "full")
+        self._patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+
+    @classmethod
+    def of(cls, model: Any) -> Self:
+        """That of a whole LlavaForConditionalGeneration."""
+        return cls(model.model.vision_tower, model.model.multi_modal_projector, model.config)
+
+    @property
+    def device(self) -> torch.device:
+        return self._tower.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._tower.dtype
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers tower and projector hold."""
+        return sum(p.numel() for part in (self._tower, self._projector) for p in part.parameters())
+
+    @property
+    def count(self) -> int:
+        """N: visual tokens of one image after the projector."""
+        return self._patches + self._extra
 
     @property
     def class_tokens(self) -> int:

@@ -3,14 +3,13 @@
 One instance serves one thread at a time, because activating an adapter changes the shared layers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 from transformers.utils import logging
@@ -19,28 +18,27 @@ from hscr.config import FinetuneConfig
 from hscr.errors import NotFound
 from hscr.models.adapters import Adapters
 from hscr.models.attention import NAME as ROWS
-from hscr.models.chat import Chat
+from hscr.models.chat import Chat, context_length
 from hscr.models.digest import model_digest, template_digest
 from hscr.models.language import Context, Language, Prompts, View
 from hscr.models.quantize import nf4
+from hscr.models.sight import Sight, numeric_mode
 from hscr.models.vision import Vision
 from hscr.models.vocabulary import Vocabulary
 
 
-class VLM(Chat, Language):
+class VLM(Chat, Language, Sight):
     """Model, tokenizer and processor of one folder, with the adapters loaded beside them."""
 
     def __init__(self, model: Any, processor: Any, digest: str, template_digest: str) -> None:
         Language.__init__(self, model)
-        text = model.config.text_config
-        window = getattr(text, "sliding_window", None) or text.max_position_embeddings
-        # Every token sees all before it, so a conversation ends where a sliding window would begin to slide.
-        self.context: int = min(text.max_position_embeddings, window)
+        self.vision = Vision.of(model)
+        self.context = context_length(model.config)
         Chat.__init__(self, processor, model.config.image_token_id, self.image_token_count, self.context)
         self.digest = digest
         self.template_digest = template_digest
         self.adapters = Adapters(model)
-        self.numeric_mode = f"{model.device.type}/{str(model.dtype).removeprefix('torch.')}"
+        self.numeric_mode = numeric_mode(model.device, model.dtype)
         if getattr(model, "is_loaded_in_4bit", False):
             self.numeric_mode += "/nf4"
 
@@ -78,48 +76,10 @@ class VLM(Chat, Language):
         model.eval().requires_grad_(False)
         return cls(model, AutoProcessor.from_pretrained(path), digest, template)
 
-    @property
-    def image_token_count(self) -> int:
-        """N: visual tokens of one image after the projector."""
-        vision = self.model.config.vision_config
-        patches = (vision.image_size // vision.patch_size) ** 2
-        return patches + (self.model.config.vision_feature_select_strategy == "full")
-
-    @cached_property
-    def vision(self) -> Vision:
-        """Tower and projector."""
-        return Vision(self.model)
-
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """What each id of the logits' axis says."""
         return Vocabulary.read(self.tokenizer, self.model.lm_head.out_features)
-
-    # Images
-
-    def pixel_values(self, images: Sequence[Image.Image]) -> Tensor:
-        """[B, 3, H, W], resized and normalised as the model's processor says."""
-        rgb = [image.convert("RGB") for image in images]
-        pixels = self.processor.image_processor(images=rgb, return_tensors="pt")["pixel_values"]
-        return pixels.to(self.device, self.model.dtype)
-
-    @torch.no_grad()
-    def visual_tokens(self, pixel_values: Tensor) -> Tensor:
-        """[B, N, d]: visual tokens after the projector, where HSCR drops them (HSCR §3.1)."""
-        images = max(1, self.tokens_at_once // self.image_token_count)
-        return torch.cat(
-            [self.vision.tokens(self.vision.embed(some)) for some in torch.split(pixel_values, images)]
-        )
-
-    def encode(self, images: Mapping[str, Image.Image], batch_size: int = 32) -> dict[str, Tensor]:
-        """Visual tokens [N, d] of each image, by the images' own keys."""
-        found: dict[str, Tensor] = {}
-        keys = list(images)
-        for start in range(0, len(keys), batch_size):
-            batch = keys[start : start + batch_size]
-            tokens = self.visual_tokens(self.pixel_values([images[key] for key in batch]))
-            found |= dict(zip(batch, tokens, strict=True))
-        return found
 
     # Text
 

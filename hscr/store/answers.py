@@ -4,14 +4,22 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, or_, select, update
 
 from hscr.errors import Gone, NotFound
-from hscr.records import Answer, Feedback, PreferenceSource, Verdict, now
+from hscr.records import (
+    Answer,
+    Dropping,
+    Feedback,
+    PreferenceSource,
+    Verdict,
+    VisualDependence,
+    now,
+)
 from hscr.store.database import Database
 from hscr.store.keys import claim_idempotency, find_idempotency
 from hscr.store.preferences import add_source
-from hscr.store.tables import answers, feedback, images, tombstones
+from hscr.store.tables import answer_dependence, answers, feedback, images, tombstones
 
 
 class Answers:
@@ -112,6 +120,27 @@ class Answers:
         with self._database.read() as connection:
             return [Feedback.model_validate(body) for body in connection.execute(query).scalars()]
 
+    def require_image(self, answer: Answer) -> None:
+        """Raises Gone unless the answer's study still holds its image."""
+        query = select(images.c.digest).where(
+            images.c.digest == answer.image.digest,
+            images.c.study == answer.study,
+            or_(images.c.expires_at.is_(None), images.c.expires_at > now()),
+        )
+        with self._database.read() as connection:
+            if connection.execute(query).first() is None:
+                raise image_gone()
+
+    def dependence(self, answer_id: str, dropping: Dropping | None = None) -> VisualDependence | None:
+        """The newest result for an answer; the one under these settings, if any are given."""
+        query = select(answer_dependence.c.body).where(answer_dependence.c.answer_id == answer_id)
+        if dropping is not None:
+            query = query.where(answer_dependence.c.dropping == dropping.digest)
+        with self._database.read() as connection:
+            newest = query.order_by(answer_dependence.c.created_at.desc()).limit(1)
+            body = connection.execute(newest).scalar_one_or_none()
+        return None if body is None else VisualDependence.model_validate(body)
+
     def expire_images(self) -> list[str]:
         """Drop references past their time. Returns the digests that nothing refers to any more."""
         with self._database.write() as connection:
@@ -138,6 +167,26 @@ def hold_image(connection: Connection, digest: str, study: str, ttl: timedelta |
         connection.execute(insert(images).values(**values))
     elif row.expires_at is not None and (expires is None or expires > row.expires_at):
         connection.execute(update(images).where(*where).values(expires_at=expires))
+
+
+def add_answer_dependence(connection: Connection, found: VisualDependence) -> None:
+    """Keep a result in a worker's fenced transaction, instead of one of the same settings. Raises Gone."""
+    study = _get(connection, found.answer_id).study
+    key = {"answer_id": found.answer_id, "dropping": found.dropping.digest}
+    same = [answer_dependence.c[name] == value for name, value in key.items()]
+    connection.execute(delete(answer_dependence).where(*same))
+    connection.execute(
+        insert(answer_dependence).values(
+            **key, study=study, created_at=found.created_at, body=found.model_dump(mode="json")
+        )
+    )
+
+
+def image_gone() -> Gone:
+    return Gone(
+        "The image of this answer has expired or was deleted.",
+        remedy="Ask the question again with the image, and have the new answer scored in time.",
+    )
 
 
 def _claim(

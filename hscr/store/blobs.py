@@ -1,11 +1,12 @@
 """Bytes under their own digest: images, and adapters as folders.
 
 A blob is written aside, synced and renamed, so that a name that exists is a whole blob. A folder is trusted
-only when its READY marker exists, which is written last.
+only when its READY marker exists, which is written last, after everything else is on disk.
 """
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from uuid import uuid4
 from hscr.errors import NotFound, StoreError
 
 READY = "READY"
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def bytes_digest(data: bytes) -> str:
@@ -25,7 +27,8 @@ def folder_digest(folder: Path) -> str:
     """SHA-256 over the sorted relative paths and contents of all files but the READY marker, hex."""
     total = hashlib.sha256()
     for path in _files(folder):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
         total.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
     return total.hexdigest()
 
@@ -73,24 +76,28 @@ class Blobs:
         yield from (path.name for path in sorted((self.root / "sha256").glob("*/*")))
 
     def path(self, digest: str) -> Path:
-        return self.root / "sha256" / digest[:2] / digest
+        """Raises NotFound for what is no digest, so that no name leads out of the store."""
+        return self.root / "sha256" / _checked(digest)[:2] / digest
 
     def put_folder(self, source: Path) -> str:
-        """Store a copy of a folder of plain files. Returns its digest."""
+        """Store a copy of a folder of plain files; one that is stored but damaged is replaced.
+
+        Returns its digest.
+        """
         digest = folder_digest(source)
         target = self.folder_path(digest)
-        if (target / READY).exists():
+        if (target / READY).exists() and folder_digest(target) == digest:
             return digest
-        if target.exists():
-            shutil.rmtree(target)  # left by a writer that died before the marker
         aside = self._aside()
         shutil.copytree(source, aside, ignore=shutil.ignore_patterns(READY))
-        for path in _files(aside):
+        for path in (*_files(aside), aside):
             _sync(path)
+        (aside / READY).write_text(digest)
+        _sync(aside / READY)
+        _sync(aside)
+        if target.exists():
+            target.rename(self._aside())  # swept later; what an engine has open stays readable
         _publish(aside, target)
-        (target / READY).write_text(digest)
-        _sync(target / READY)
-        _sync(target)
         return digest
 
     def folder(self, digest: str) -> Path:
@@ -101,12 +108,18 @@ class Blobs:
         return path
 
     def folder_path(self, digest: str) -> Path:
-        return self.root / "folders" / digest
+        return self.root / "folders" / _checked(digest)
 
     def _aside(self) -> Path:
         aside = self.root / "aside"
         aside.mkdir(parents=True, exist_ok=True)
         return aside / uuid4().hex
+
+
+def _checked(digest: str) -> str:
+    if not _DIGEST.fullmatch(digest):
+        raise _missing(digest)
+    return digest
 
 
 def _files(folder: Path) -> list[Path]:
@@ -129,5 +142,5 @@ def _sync(path: Path) -> None:
 
 def _missing(digest: str) -> NotFound:
     return NotFound(
-        f"Nothing is stored under {digest[:12]}….", remedy="It may have expired; upload it again."
+        f"Nothing is stored under {digest[:12]!r}….", remedy="It may have expired; upload it again."
     )

@@ -10,6 +10,7 @@ from hscr.records import PreferenceRecord, PreferenceSource, now
 from hscr.store.database import Database
 from hscr.store.tables import (
     adapter_records,
+    answer_dependence,
     images,
     preference_sources,
     preferences,
@@ -112,7 +113,7 @@ class Preferences:
                 select(adapter_records.c.adapter).where(adapter_records.c.study == study).distinct()
             ).scalars()
             adapters = sorted(trained)
-            for table in (preferences, preference_sources):
+            for table in (preferences, preference_sources, answer_dependence):
                 connection.execute(delete(table).where(table.c.study == study))
             held = delete(images).where(images.c.study == study).returning(images.c.digest)
             dropped = set(connection.execute(held).scalars())

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from hscr.errors import Conflict, GateRefused, NotFound
+from hscr.errors import AdapterRefused, Conflict, GateRefused, NotFound
 from hscr.records import (
     AdapterState,
     AdapterVersion,
@@ -19,12 +19,14 @@ from hscr.records import (
     Pointer,
     PreferenceRecord,
     Replica,
+    VersionCounts,
     now,
 )
 from hscr.store.database import Database
 from hscr.store.tables import (
     adapter_records,
     adapters,
+    canary_counts,
     dependence_scores,
     evaluation_outcomes,
     evaluations,
@@ -107,11 +109,16 @@ class Releases:
             return _pointer(connection)
 
     def propose(self, version: str | None, *, actor: str, reason: str) -> Pointer:
-        """Name the candidate, so that agents load it. Nothing is served differently yet."""
+        """Name the candidate, so that agents load it. Nothing is served differently yet.
+
+        A share of the traffic belongs to its candidate: another one begins without any.
+        """
         with self._database.write() as connection:
             if version is not None:
                 _servable(connection, version)
-            return _move(connection, "propose", actor, reason, candidate=version)
+            present = _pointer(connection, lock=True)
+            share = present.share if version == present.candidate else 0.0
+            return _move(connection, "propose", actor, reason, candidate=version, share=share)
 
     def promote(
         self,
@@ -145,6 +152,28 @@ class Releases:
                 active=present.previous, previous=present.active, candidate=None, share=0.0,
             )  # fmt: skip
 
+    def end_canary(self, *, actor: str, reason: str, epoch: int | None = None) -> Pointer:
+        """All traffic to the active version again; the candidate stays loaded.
+
+        Raises Conflict when no canary runs, or the pointer moved on from `epoch`.
+        """
+        with self._database.write() as connection:
+            present = _pointer(connection, lock=True)
+            if not present.share or epoch not in (None, present.epoch):
+                raise Conflict("This canary does not run any more.", remedy="Nothing has to be done.")
+            return _move(connection, "end-canary", actor, reason, share=0.0)
+
+    def canary_counts(self, epoch: int) -> dict[str, VersionCounts]:
+        """By version name (`base` for none), summed over gateways: what came of the canary of this epoch."""
+        query = select(canary_counts.c.versions).where(canary_counts.c.epoch == epoch)
+        total: dict[str, VersionCounts] = {}
+        with self._database.read() as connection:
+            for versions in connection.execute(query).scalars():
+                for version, body in versions.items():
+                    counts = VersionCounts.model_validate(body)
+                    total[version] = total.get(version, VersionCounts()) + counts
+        return total
+
     def history(self, *, limit: int = 50) -> list[dict[str, Any]]:
         """Every change of the pointer, newest first: who, why, on which evaluation, overridden or not."""
         query = select(pointer_history).order_by(pointer_history.c.epoch.desc()).limit(limit)
@@ -154,10 +183,17 @@ class Releases:
     # -- who has seen what ---------------------------------------------------------------------------------
 
     def desired(self) -> list[AdapterVersion]:
-        """Every version that agents must keep loaded: of the pointer, and leased by running jobs."""
+        """Every version that agents must keep loaded, the most needed first.
+
+        Active, previous, candidate, then what running jobs lease.
+        """
         with self._database.read() as connection:
-            wanted = [_adapter(connection, name) for name in sorted(_desired_names(connection))]
-            return [version for version in wanted if version.state is not AdapterState.REFUSED]
+            names = _desired_names(connection)
+            known = select(adapters.c.name, adapters.c.body).where(
+                adapters.c.name.in_(names), adapters.c.state != AdapterState.REFUSED
+            )
+            bodies = {row.name: row.body for row in connection.execute(known)}
+        return [AdapterVersion.model_validate(bodies[name]) for name in names if name in bodies]
 
     def lease_version(self, holder: str, version: str, duration: timedelta) -> None:
         """A job's named claim that a version stays loaded; renew by calling again."""
@@ -203,24 +239,37 @@ class Releases:
         with self._database.read() as connection:
             return _replicas(connection, seen_within)
 
-    def report_gateway(self, gateway_id: str, *, epoch: int, in_flight: dict[str, int]) -> None:
+    def report_gateway(
+        self,
+        gateway_id: str,
+        *,
+        epoch: int,
+        in_flight: dict[str, int],
+        canary: dict[str, VersionCounts] | None = None,
+    ) -> None:
+        """A heartbeat; `canary` is what came of each version's requests in this epoch, if one runs."""
         with self._database.write() as connection:
             connection.execute(delete(gateways).where(gateways.c.id == gateway_id))
             values = {"id": gateway_id, "epoch": epoch, "in_flight": in_flight, "seen_at": now()}
             connection.execute(insert(gateways).values(**values))
+            if canary:
+                _write_counts(connection, gateway_id, epoch, canary)
 
     def remove_gateway(self, gateway_id: str) -> None:
         with self._database.write() as connection:
             connection.execute(delete(gateways).where(gateways.c.id == gateway_id))
 
-    def drained(self, version: str, *, gateways_seen: timedelta) -> bool:
-        """Whether every live gateway has seen the present epoch and has nothing in flight on the version."""
-        with self._database.read() as connection:
-            return _drained(connection, version, _pointer(connection).epoch, gateways_seen)
-
 
 def add_adapter(connection: Connection, version: AdapterVersion, records: Iterable[PreferenceRecord]) -> None:
-    """Register a trained version in the trainer's transaction; the same bytes again are one version."""
+    """Register a trained version in the trainer's transaction; the same bytes again are one version.
+
+    Raises AdapterRefused for a name that does not stand for the version's bytes.
+    """
+    if not version.well_named:
+        raise AdapterRefused(
+            f"{version.name!r} is no name of version {version.digest[:12]}.",
+            remedy="Name it `<alias>@<first 12 hex digits of its digest>`, the alias in letters and digits.",
+        )
     if connection.execute(select(adapters.c.name).where(adapters.c.name == version.name)).first():
         return
     connection.execute(
@@ -285,6 +334,33 @@ def promote_in(
     )  # fmt: skip
 
 
+def canary_in(
+    connection: Connection,
+    version: str | None,
+    share: float,
+    *,
+    actor: str,
+    reason: str,
+    evaluation: str | None = None,
+    override: bool = False,
+    replicas_seen: timedelta,
+) -> Pointer:
+    """Send `share` (0 to 1) of the traffic to `version`, in the caller's transaction.
+
+    Raises as `Releases.promote` does: whoever is asked something is asked nothing less than released.
+    """
+    present = _pointer(connection, lock=True)
+    if version is None or version == present.active:
+        raise Conflict(f"{version or 'The base model'} cannot be tried beside {present.active or 'itself'}.")
+    _servable(connection, version)
+    _check_gate(connection, version, evaluation, override=override)
+    _check_loaded(connection, version, replicas_seen)
+    return _move(
+        connection, "canary", actor, reason, evaluation=evaluation, override=override,
+        candidate=version, share=share,
+    )  # fmt: skip
+
+
 def _adapter(connection: Connection, name: str) -> AdapterVersion:
     body = connection.execute(select(adapters.c.body).where(adapters.c.name == name)).scalar_one_or_none()
     if body is None:
@@ -322,10 +398,13 @@ def _check_loaded(connection: Connection, version: str, seen_within: timedelta) 
         )
 
 
-def _desired_names(connection: Connection) -> set[str]:
+def _desired_names(connection: Connection) -> list[str]:
+    """Without repetition, the most needed first."""
     present = _pointer(connection)
-    leased = connection.execute(select(version_leases.c.version).where(version_leases.c.expires_at > now()))
-    return {name for name in (present.active, present.previous, present.candidate, *leased.scalars()) if name}
+    query = select(version_leases.c.version).where(version_leases.c.expires_at > now())
+    leased = connection.execute(query.order_by(version_leases.c.version)).scalars()
+    wanted = (present.active, present.previous, present.candidate, *leased)
+    return list(dict.fromkeys(name for name in wanted if name))
 
 
 def _drained(connection: Connection, version: str, epoch: int, gateways_seen: timedelta) -> bool:
@@ -337,6 +416,13 @@ def _write_replica(connection: Connection, replica: Replica) -> None:
     connection.execute(delete(replicas).where(replicas.c.id == replica.id))
     body = replica.model_dump(mode="json")
     connection.execute(insert(replicas).values(id=replica.id, seen_at=replica.seen_at, body=body))
+
+
+def _write_counts(connection: Connection, gateway: str, epoch: int, counts: dict[str, VersionCounts]) -> None:
+    where = (canary_counts.c.epoch == epoch, canary_counts.c.gateway == gateway)
+    connection.execute(delete(canary_counts).where(*where))
+    versions = {version: each.model_dump(mode="json") for version, each in counts.items()}
+    connection.execute(insert(canary_counts).values(epoch=epoch, gateway=gateway, versions=versions))
 
 
 def _replicas(connection: Connection, seen_within: timedelta) -> list[Replica]:

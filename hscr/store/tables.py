@@ -217,6 +217,15 @@ dependence_scores = Table(
     Column("body", JSON, nullable=False),
 )  # fmt: skip
 
+answer_dependence = Table(
+    "answer_dependence", metadata,
+    Column("answer_id", String(80), ForeignKey("answers.id"), primary_key=True),
+    Column("dropping", String(64), primary_key=True),
+    Column("study", String(100), nullable=False, index=True),
+    _created(),
+    _body(),
+)  # fmt: skip
+
 pointer = Table(
     "pointer", metadata,
     Column("id", Integer, primary_key=True),
@@ -250,6 +259,13 @@ gateways = Table(
     Column("epoch", Integer, nullable=False),
     Column("in_flight", JSON, nullable=False),
     Column("seen_at", UtcDateTime, nullable=False),
+)  # fmt: skip
+
+canary_counts = Table(
+    "canary_counts", metadata,
+    Column("epoch", Integer, primary_key=True),
+    Column("gateway", String(120), primary_key=True),
+    Column("versions", JSON, nullable=False),
 )  # fmt: skip
 
 version_leases = Table(

@@ -3,7 +3,7 @@
 | endpoint | |
 |---|---|
 | GET /v1/models | the base model, and adapters with their `parent` |
-| POST /v1/chat/completions | text and at most one image as a data URL; `stream` |
+| POST /v1/chat/completions | text, at most one image (URL or `image_embeds`); `stream`, `prompt_logprobs` |
 | POST /v1/load_lora_adapter, /v1/unload_lora_adapter | 200 text; 400 used or unfit; 404 unknown |
 | GET /health | 200, or 503 when the model's thread has ended |
 | GET /version, /metrics | what answers, and how busily |

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from time import time
 from typing import Any
 
@@ -48,7 +48,14 @@ class Chat:
 
         try:
             prompt = await loop.run_in_executor(
-                self._preparer, prepare, self._vlm, self._pictures, request.messages
+                self._preparer,
+                partial(
+                    prepare,
+                    self._vlm,
+                    self._pictures,
+                    request.messages,
+                    continued=request.continue_final_message,
+                ),
             )
             key = adapter.key if adapter else None
             sequence = self._sequence(
@@ -76,6 +83,7 @@ class Chat:
             top_logprobs=request.top_logprobs if request.logprobs else None,
             eos_ids=frozenset() if request.ignore_eos else frozenset({self._vlm.eos_id}),
             deliver=deliver,
+            prompt_logprobs=request.prompt_logprobs,
         )
 
     def _limit(self, request: ChatCompletionRequest, prompt: Prompt) -> int:
@@ -119,8 +127,13 @@ class Answer:
         if error := pieces[-1].error:
             raise error
         message = {"role": "assistant", "content": "".join(piece.text for piece in pieces)}
-        choice = self._choice({"message": message}, pieces)
-        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": self._usage()}
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": [self._choice({"message": message}, pieces)],
+            "usage": self._usage(),
+            "prompt_logprobs": self._prompt_logprobs(),
+        }
 
     async def frames(self) -> AsyncIterator[str]:
         """The reply as server-sent events, ended by `[DONE]`."""
@@ -158,6 +171,24 @@ class Answer:
     def _entry(self, token: Token) -> dict[str, Any]:
         top = [self._candidate(token_id, logprob) for token_id, logprob in token.top]
         return {**self._candidate(token.id, token.logprob), "top_logprobs": top}
+
+    def _prompt_logprobs(self) -> list[dict[str, Any] | None] | None:
+        """vLLM's: per token of the prompt, by id, itself and its alternatives; nothing of the first."""
+        if self._request.prompt_logprobs is None:
+            return None
+        return [None, *map(self._at_place, self._sequence.read)]
+
+    def _at_place(self, token: Token) -> dict[str, Any]:
+        ranked = [(token.id, token.logprob, token.rank)]
+        ranked += [(*other, rank) for rank, other in enumerate(token.top, 1) if other[0] != token.id]
+        return {
+            str(token_id): {
+                "logprob": max(logprob, _LOWEST),
+                "rank": rank,
+                "decoded_token": self._token_text(token_id),
+            }
+            for token_id, logprob, rank in ranked
+        }
 
     def _candidate(self, token_id: int, logprob: float) -> dict[str, Any]:
         text = self._token_text(token_id)

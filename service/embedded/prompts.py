@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hscr.errors import ImageTooLarge, InvalidImage, InvalidQuestion
 from hscr.models.vlm import VLM
-from service.embedded.schemas import ImagePart, Message
+from service.embedded.schemas import EmbedsPart, ImagePart, Message, TextPart
+from service.embedded.visual import visual_tokens
 
 _DATA_URL = re.compile(r"data:image/(?:png|jpeg);base64,")
 _MAX_PIXELS = 64_000_000
@@ -59,27 +60,40 @@ class Pictures:
         return self._known[digest]
 
 
-def prepare(vlm: VLM, pictures: Pictures, messages: Sequence[Message]) -> Prompt:
-    """Tokenise a conversation with at most one image.
+def prepare(vlm: VLM, pictures: Pictures, messages: Sequence[Message], *, continued: bool = False) -> Prompt:
+    """Tokenise a conversation with at most one image; `continued`, to the end of the assistant's last text.
 
     Raises InvalidQuestion (empty, too long, control tokens, several images) and InvalidImage.
     """
     parts = [part for message in messages for part in message.parts]
-    images = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+    images = [part for part in parts if not isinstance(part, TextPart)]
     if len(images) > 1:
         raise InvalidQuestion(f"The request carries {len(images)} images.", remedy="Send at most one.")
-    if not any(part.text.strip() for part in parts if not isinstance(part, ImagePart)):
+    if not any(part.text.strip() for part in parts if isinstance(part, TextPart)):
         raise InvalidQuestion("The request carries no text.", remedy="Write what you want to know.")
-    if messages[-1].role != "user":
-        raise InvalidQuestion("The last message is not the user's.", remedy="End with a user message.")
-    ids = vlm.chat_ids([_template_message(message) for message in messages])
-    picture = pictures.get(_image_bytes(images[0])) if images else None
+    _require_end(messages[-1], "assistant" if continued else "user")
+    ids = vlm.chat_ids([_template_message(message) for message in messages], continued=continued)
+    picture = _picture(vlm, pictures, images[0]) if images else None
     return Prompt(ids, picture, len(ids) + (vlm.image_token_count - 1 if picture else 0))
+
+
+def _require_end(last: Message, role: str) -> None:
+    if last.role != role or not any(isinstance(part, TextPart) and part.text.strip() for part in last.parts):
+        raise InvalidQuestion(
+            f"The last message is not the {role}'s, or says nothing.",
+            remedy="End with a user message, or with an assistant's and `continue_final_message`.",
+        )
+
+
+def _picture(vlm: VLM, pictures: Pictures, part: ImagePart | EmbedsPart) -> Picture:
+    if isinstance(part, EmbedsPart):
+        return Picture(pixels=None, tokens=visual_tokens(part.image_embeds, vlm))
+    return pictures.get(_image_bytes(part.image_url.url))
 
 
 def _template_message(message: Message) -> dict[str, object]:
     parts = [
-        {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
+        {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
         for part in message.parts
     ]
     return {"role": message.role, "content": parts}

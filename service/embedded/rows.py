@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from hscr.models.attention import Memory
+from hscr.models.language import Prompts
 from hscr.models.vlm import VLM
-from service.embedded.sequences import Sequence
+from service.embedded.sequences import Sequence, Token
 
 
 class Rows:
@@ -21,7 +22,11 @@ class Rows:
     @classmethod
     def prefill(cls, vlm: VLM, sequences: list[Sequence], visual: list[Tensor | None]) -> tuple[Self, Tensor]:
         """Read the prompts. Returns the rows and fp32 log-probabilities [B, V] of their first tokens."""
-        context = vlm.prefill(vlm.embed([sequence.prompt.ids for sequence in sequences], visual))
+        prompts = vlm.embed([sequence.prompt.ids for sequence in sequences], visual)
+        for row, sequence in enumerate(sequences):
+            if sequence.prompt_logprobs is not None:
+                sequence.read = _read(vlm, sequence, prompts.only(row))
+        context = vlm.prefill(prompts)
         memory = reduce(Memory.joined, (part.memory for part in context.parts))
         order = [row for part in context.parts for row in part.rows]
         rows = cls([sequences[row] for row in order], memory)
@@ -40,3 +45,14 @@ class Rows:
     def keep(self, indices: list[int]) -> Self:
         """These sequences alone (at least one)."""
         return type(self)([self.sequences[i] for i in indices], self._memory.take(indices))
+
+
+def _read(vlm: VLM, sequence: Sequence, prompt: Prompts) -> list[Token]:
+    """What the model thought of each token of the prompt but the first, which has nothing before it."""
+    assert sequence.prompt_logprobs is not None
+    ids = vlm.expanded(sequence.prompt.ids)
+    (states,) = vlm.reading_states(prompt)
+    logprobs = vlm.logits(states[:-1]).log_softmax(-1)
+    return [
+        Token.of(token, row, sequence.prompt_logprobs) for token, row in zip(ids[1:], logprobs, strict=True)
+    ]

@@ -22,18 +22,28 @@ class ImagePart(Body):
     image_url: ImageUrl
 
 
+class EmbedsPart(Body):
+    """An image as its projected visual tokens; vLLM's own, there behind `--enable-mm-embeds`."""
+
+    type: Literal["image_embeds"]
+    image_embeds: str = Field(description="base64 of `torch.save(tensor [N, hidden size])`")
+
+
 class TextPart(Body):
     type: Literal["text"]
     text: str
 
 
+Part = TextPart | ImagePart | EmbedsPart
+
+
 class Message(Body):
     role: Literal["system", "user", "assistant"]
-    content: str | list[TextPart | ImagePart]
+    content: str | list[Part]
     name: str | None = None
 
     @property
-    def parts(self) -> Sequence[TextPart | ImagePart]:
+    def parts(self) -> Sequence[Part]:
         return [TextPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content
 
 
@@ -42,7 +52,12 @@ class StreamOptions(Body):
 
 
 class ChatCompletionRequest(Body):
-    """POST /v1/chat/completions. `ignore_eos` is vLLM's: go on to `max_tokens`, for benchmarks."""
+    """POST /v1/chat/completions. What OpenAI does not know is vLLM's.
+
+    `ignore_eos`: go on to `max_tokens`, for benchmarks. `prompt_logprobs`: tell how probable each token of
+    the prompt was, and that many alternatives; with `continue_final_message` and without
+    `add_generation_prompt` the prompt ends with the last message's text, so that a given answer is scored.
+    """
 
     model: str
     messages: list[Message] = Field(min_length=1)
@@ -58,6 +73,9 @@ class ChatCompletionRequest(Body):
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=20)
     ignore_eos: bool = False
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
     user: str | None = None
 
     @model_validator(mode="after")
@@ -66,6 +84,10 @@ class ChatCompletionRequest(Body):
             raise ValueError("`top_logprobs` needs `logprobs: true`")
         if self.stream_options and not self.stream:
             raise ValueError("`stream_options` needs `stream: true`")
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError("`prompt_logprobs` is not available with `stream: true`")
+        if self.continue_final_message == self.add_generation_prompt:
+            raise ValueError("`continue_final_message` and `add_generation_prompt` must differ")
         if "" in self.stop_strings:
             raise ValueError("`stop` must not hold an empty string")
         return self

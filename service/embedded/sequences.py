@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import Self
 
 from torch import Tensor
 
@@ -13,11 +14,24 @@ from service.embedded.text import TextStream
 
 @dataclass(frozen=True)
 class Token:
-    """A chosen token and the most probable ones at its place: (id, natural log-probability), best first."""
+    """A token and the most probable ones at its place: (id, natural log-probability), best first."""
 
     id: int
     logprob: float
     top: list[tuple[int, float]]
+    rank: int
+    """1 for the most probable"""
+
+    @classmethod
+    def of(cls, token_id: int, logprobs: Tensor, alternatives: int) -> Self:
+        """What log-probabilities [V] say of a token."""
+        own = logprobs[token_id]
+        return cls(
+            token_id,
+            float(own),
+            best(logprobs, alternatives) if alternatives else [],
+            int((logprobs > own).sum()) + 1,
+        )
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,8 @@ class Sequence:
     """A prompt and its answer so far.
 
     `adapter` is the key of a loaded adapter or None for the base model; `limit` bounds the answer's tokens;
-    `deliver` is called on the model's thread and gets exactly one last piece.
+    `deliver` is called on the model's thread and gets exactly one last piece; `prompt_logprobs` counts the
+    alternatives reported per token of the prompt, None reports nothing of it.
     """
 
     prompt: Prompt
@@ -55,6 +70,9 @@ class Sequence:
     top_logprobs: int | None
     eos_ids: frozenset[int]
     deliver: Callable[[Piece], object]
+    prompt_logprobs: int | None = None
+    read: list[Token] = field(default_factory=list)
+    """the prompt's tokens from its second on, before the first piece is delivered; if asked for"""
     arrived: float = field(default_factory=monotonic)
     produced: int = 0
     last_id: int = -1
@@ -75,6 +93,4 @@ class Sequence:
         return Piece(text, self._token(logprobs), reason)
 
     def _token(self, logprobs: Tensor) -> Token | None:
-        if self.top_logprobs is None:
-            return None
-        return Token(self.last_id, float(logprobs[self.last_id]), best(logprobs, self.top_logprobs))
+        return None if self.top_logprobs is None else Token.of(self.last_id, logprobs, self.top_logprobs)

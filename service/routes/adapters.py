@@ -1,4 +1,4 @@
-"""Trained versions, and the two ways to change which one serves."""
+"""Trained versions, and the ways to change which one serves."""
 
 from datetime import timedelta
 from typing import Annotated
@@ -12,7 +12,7 @@ from hscr.store.store import Store
 from service.deps import Gateway, IdempotencyKey, Operator, Reviewer
 from service.docs import ALWAYS, SENDING, problems
 from service.jobs import submitted
-from service.schemas import AdapterList, AdapterView, PromoteBody, RollbackBody
+from service.schemas import AdapterList, AdapterView, CanaryBody, PromoteBody, RollbackBody
 from service.state import State
 from workers.contract import ReleasePayload
 
@@ -25,10 +25,8 @@ Version = Annotated[
 
 @router.get("/v1/adapters", operation_id="list_adapters", responses=problems(*ALWAYS))
 async def list_adapters(state: Gateway, _: Reviewer) -> AdapterList:
-    """Trained versions, newest first, and the pointer. Research use only."""
-    pointer, adapters, replicas = await state.db(_standing, state, state.store)
-    views = [_view(adapter, pointer, replicas) for adapter in adapters]
-    return AdapterList(data=views, pointer=pointer)
+    """Trained versions, newest first, the pointer, and how a canary does. Research use only."""
+    return await state.db(_standing, state, state.store)
 
 
 @router.post(
@@ -62,6 +60,45 @@ async def promote(
 
 
 @router.post(
+    "/v1/adapters/{version}/canary",
+    operation_id="start_canary",
+    status_code=202,
+    responses=problems(*SENDING, NotFound, Conflict, GateRefused, IdempotencyConflict),
+)
+async def start_canary(
+    *,
+    state: Gateway,
+    key: Operator,
+    version: Version,
+    body: CanaryBody,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> Job:
+    """Let a version answer a share of the traffic first; the terms are those of a promotion.
+
+    While it runs, its errors and times to first text are compared with the active version's; when they are
+    worse, the share goes back to 0 by itself, on record. Research use only.
+    """
+    if version == BASE:
+        raise Conflict("The base model cannot be a candidate.", remedy="Promote it, or name an adapter.")
+    passed = await state.db(_admissible, state.store, version, body)
+    payload = ReleasePayload(
+        version_name=version, evaluation_id=passed, actor=key.id, reason=body.reason, override=body.override,
+        share=body.share,
+    )  # fmt: skip
+    return await submitted(
+        state, key, JobKind.RELEASE, payload, response,
+        body=body, about=version, idempotency_key=idempotency_key,
+    )  # fmt: skip
+
+
+@router.post("/v1/adapters/end-canary", operation_id="end_canary", responses=problems(*SENDING, Conflict))
+async def end_canary(state: Gateway, key: Operator, body: RollbackBody) -> Pointer:
+    """All traffic to the active version again; the candidate stays loaded. Research use only."""
+    return await state.db(state.store.releases.end_canary, actor=key.id, reason=body.reason)
+
+
+@router.post(
     "/v1/adapters/rollback",
     operation_id="rollback",
     responses=problems(*SENDING, Conflict, EngineUnavailable),
@@ -76,10 +113,13 @@ async def rollback(state: Gateway, key: Operator, body: RollbackBody) -> Pointer
     return await state.db(state.store.releases.rollback, actor=key.id, reason=body.reason)
 
 
-def _standing(state: State, store: Store) -> tuple[Pointer, list[AdapterVersion], list[Replica]]:
+def _standing(state: State, store: Store) -> AdapterList:
     seen = timedelta(seconds=state.settings.replicas_seen)
     releases = store.releases
-    return releases.pointer(), releases.adapters(), releases.replicas(seen_within=seen)
+    pointer, replicas = releases.pointer(), releases.replicas(seen_within=seen)
+    views = [_view(adapter, pointer, replicas) for adapter in releases.adapters()]
+    canary = releases.canary_counts(pointer.epoch) if pointer.share else {}
+    return AdapterList(data=views, pointer=pointer, canary=canary)
 
 
 def _view(adapter: AdapterVersion, pointer: Pointer, replicas: list[Replica]) -> AdapterView:

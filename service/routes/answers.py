@@ -3,16 +3,26 @@
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Response
+from fastapi.responses import JSONResponse
 
-from hscr.errors import Gone, NotFound
-from hscr.records import Answer, ApiKey
+from hscr.errors import Conflict, Gone, IdempotencyConflict, InvalidConfig, NotFound
+from hscr.records import Answer, ApiKey, Dropping, Job, JobKind
 from hscr.store.store import Store
-from service.deps import Client, Gateway, PageLimit
-from service.docs import ALWAYS, problems
-from service.schemas import AnswerPage, AnswerView, Lineage, PointerChange
+from service.deps import Client, Gateway, IdempotencyKey, PageLimit
+from service.docs import ALWAYS, SENDING, problems
+from service.jobs import submitted
+from service.schemas import (
+    AnswerPage,
+    AnswerView,
+    DependenceBody,
+    DependenceView,
+    Lineage,
+    PointerChange,
+)
 from service.security import project_of, require_visible
 from service.state import State
+from workers.contract import ScoreAnswerPayload
 
 router = APIRouter(tags=["answers"])
 
@@ -48,6 +58,79 @@ async def get_lineage(state: Gateway, key: Client, answer_id: AnswerId) -> Linea
     return await state.db(_lineage, state.store, answer)
 
 
+@router.post(
+    "/v1/answers/{answer_id}/visual-dependence",
+    operation_id="score_answer",
+    status_code=202,
+    response_model=Job,
+    responses={
+        200: {"model": DependenceView, "description": "It was scored before under the same settings"},
+        **problems(*SENDING, NotFound, Gone, Conflict, InvalidConfig, IdempotencyConflict),
+    },
+)
+async def score_answer(
+    *,
+    state: Gateway,
+    key: Client,
+    answer_id: AnswerId,
+    body: DependenceBody = DependenceBody(),
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> Job | JSONResponse:
+    """Measure how much the image changed each word, by the version that answered; GET here has the result.
+
+    Scored is log p(token | image) - log p(token | image with 70 % of its visual tokens dropped), averaged
+    over 8 masks that are fixed by the image. It says how much the image changed a word; it is no explanation.
+    Gone when the image has expired or its study was deleted. Research use only.
+    """
+    answer = await _visible(state, key, answer_id)
+    dropping = _dropping(body)
+    if found := await state.db(state.store.answers.dependence, answer.id, dropping):
+        return JSONResponse(DependenceView.of(found).model_dump(mode="json"))
+    _require_scorable(answer)
+    await state.db(state.store.answers.require_image, answer)
+    payload = ScoreAnswerPayload(answer_id=answer.id, dropping=dropping)
+    return await submitted(
+        state, key, JobKind.SCORE_ANSWER, payload, response,
+        body=body, about=answer.id, idempotency_key=idempotency_key,
+    )  # fmt: skip
+
+
+@router.get(
+    "/v1/answers/{answer_id}/visual-dependence",
+    operation_id="get_visual_dependence",
+    responses=problems(*ALWAYS, NotFound, Gone),
+)
+async def get_visual_dependence(state: Gateway, key: Client, answer_id: AnswerId) -> DependenceView:
+    """How much the image changed each word of the answer, in nats; no explanation. Research use only."""
+    answer = await _visible(state, key, answer_id)
+    found = await state.db(state.store.answers.dependence, answer.id)
+    if found is None:
+        raise NotFound(
+            "This answer has not been scored yet.", remedy="POST here, and wait for the job's end."
+        )
+    return DependenceView.of(found)
+
+
+def _dropping(body: DependenceBody) -> Dropping:
+    if body.mode == "delete":
+        raise InvalidConfig(
+            "`mode` is `delete`, and engines make no promise about fewer visual tokens than an image has.",
+            remedy="Use `zero`, which empties them in their places.",
+        )
+    return Dropping(mode=body.mode)
+
+
+def _require_scorable(answer: Answer) -> None:
+    if answer.conversation:
+        raise Conflict(
+            "The answer belongs to a conversation of several turns, which is kept as one text.",
+            remedy="Ask the last question on its own, and have that answer scored.",
+        )
+    if not answer.text.strip():
+        raise Conflict("The answer says nothing, so nothing of it can be scored.", remedy="Ask again.")
+
+
 async def _visible(state: State, key: ApiKey, answer_id: str) -> Answer:
     answer = await state.db(state.store.answers.get, answer_id)
     require_visible(key, answer)
@@ -67,6 +150,7 @@ def _lineage(store: Store, answer: Answer) -> Lineage:
         trained_on=[] if version is None else store.releases.trained_on(version),
         evaluations=[] if version is None else store.releases.evaluations(candidate=version),
         promotions=[] if version is None else _promotions(store, version),
+        visual_dependence=store.answers.dependence(answer.id),
         feedback=given,
         preferences=made,
         used_by=sorted(used),

@@ -10,10 +10,11 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from hscr.errors import Conflict, Forbidden, IdempotencyConflict, InvalidConfig, NotFound
 from hscr.records import Job, JobKind, JobState, Role
-from service.deps import Gateway, IdempotencyKey, Operator, PageLimit, Reviewer
+from service.deps import Client, Gateway, IdempotencyKey, Operator, PageLimit, Reviewer
 from service.docs import ALWAYS, SENDING, problems
 from service.jobs import check_evaluation, submitted
 from service.schemas import JobPage
+from service.security import require_role
 from workers.contract import FinetunePayload
 
 router = APIRouter(tags=["jobs"])
@@ -42,8 +43,16 @@ async def list_jobs(
     return JobPage(data=page, next_before=page[-1].created_at if len(page) == limit else None)
 
 
-async def _job(state: Gateway, _: Reviewer, job_id: JobId) -> Job:
-    return await state.db(state.store.jobs.get, job_id)
+async def _job(state: Gateway, key: Client, job_id: JobId) -> Job:
+    """Reviewers see every job, a client those of its own key."""
+    try:
+        job = await state.db(state.store.jobs.get, job_id)
+    except NotFound:
+        require_role(key, Role.REVIEWER)
+        raise
+    if job.key_id != key.id:
+        require_role(key, Role.REVIEWER)
+    return job
 
 
 Named = Annotated[Job, Depends(_job)]

@@ -16,7 +16,10 @@ from hscr.store.settings import StoreSettings
 from hscr.store.store import Store
 from tests.cli.running import hscr
 
-COMMANDS = "up ask caption generate finetune evaluate promote rollback status export doctor keys db phantom"
+COMMANDS = (
+    "up ask caption dependence generate finetune evaluate promote canary rollback status export doctor keys "
+    "db phantom"
+)
 
 
 def leaves(group: typer.Typer, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -6,6 +6,8 @@ import signal
 import socket
 from pathlib import Path
 
+import pytest
+
 from hscr.processes import marked
 from hscr.store.export.read import read_records
 from tests.cli.running import Up, hscr, token_of
@@ -35,11 +37,28 @@ def test_caption_answers(up: Up, samples: Path) -> None:
     assert up.json("caption", str(samples / "01.png"))["kind"] == "caption"
 
 
+def test_dependence_shows_what_the_image_did_to_each_word(up: Up, samples: Path) -> None:
+    answer = up.json("ask", str(samples / "00.png"), "Is there a nodule?")
+    found = up.json("dependence", answer["id"])
+    content = [token["difference"] for token in found["tokens"] if token["content"]]
+    assert found["score"] == pytest.approx(sum(content) / len(content))
+    assert (found["answer_id"], found["adapter"]) == (answer["id"], answer["provenance"]["adapter"])
+    shown = up.run("dependence", answer["id"]).stdout
+    assert f"{found['score']:+.3f} nats per content token" in shown
+    assert all(f"{difference:+.3f}" in shown for difference in content)
+    assert "no explanation" in shown
+    unknown = up.run("dependence", "ans_none")
+    assert unknown.returncode == 2
+    assert "No answer ans_none" in unknown.stderr
+
+
 def test_a_problem_is_one_line_and_its_remedy(up: Up, samples: Path) -> None:
     for arguments, words in (
         (["ask", str(samples / "00.png"), " "], "The question is empty"),
         (["ask", str(samples / "00.png"), "What?", "--adapter", "hscr@000000000000"], "hscr@000000000000"),
         (["rollback", "--reason", "none"], "no earlier version"),
+        (["canary", "--end", "--reason", "none"], "does not run"),
+        (["canary", "--reason", "none"], "Name a version"),
         (["generate", "--input", str(samples / "rows.jsonl")], "consent"),
     ):
         done = up.run(*arguments)

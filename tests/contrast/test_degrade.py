@@ -109,7 +109,7 @@ def test_7_latent_masking_at_1_leaves_each_token_to_itself(vlm: VLM) -> None:
     items = shown(vlm, 1)
     (view,) = views(vlm, items, 1.0, kind="latent")
     assert torch.isfinite(view.tokens).all()
-    vision = Vision(vlm.model)
+    vision = Vision.of(vlm.model)
     embedded = vision.embed(vlm.pixel_values([items[0].image]))
     for patch, token in enumerate(view.tokens):
         (alone,) = vision.tokens(embedded[:, [0, 1 + patch]], torch.eye(2, dtype=torch.bool)[None])
@@ -169,7 +169,7 @@ def test_5_patches_are_dropped_before_they_mix(vlm: VLM) -> None:
     for patch in dropped:
         row, column = divmod(patch, 4)
         pixels[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 3.0
-    vision = Vision(vlm.model)
+    vision = Vision.of(vlm.model)
     columns = torch.tensor([0, *(kept + 1).tolist()])
     torch.testing.assert_close(
         vision.tokens(vision.embed(pixels)[:, columns])[0], view.tokens, atol=1e-6, rtol=0

@@ -34,7 +34,7 @@ def test_steps_equal_the_models_own_image_features(
     model = llava(layer, strategy)
     model.set_attn_implementation(attention)
     whole = torch.stack(list(model.model.get_image_features(pixel_values=PIXELS).pooler_output))
-    vision = Vision(model)
+    vision = Vision.of(model)
     assert torch.equal(vision.tokens(vision.embed(PIXELS)), whole)
     everything = torch.ones(2, 17, 17, dtype=torch.bool)
     torch.testing.assert_close(vision.tokens(vision.embed(PIXELS), everything), whole, atol=1e-6, rtol=0)
@@ -46,7 +46,7 @@ def test_steps_equal_the_models_own_image_features(
 def test_what_a_query_may_not_see_does_not_reach_it(attention: str) -> None:
     model = llava(-1, "full")
     model.set_attn_implementation(attention)
-    vision = Vision(model)
+    vision = Vision.of(model)
     visible = torch.ones(2, 17, 17, dtype=torch.bool)
     visible[:, :, 5] = False
     visible[:, 5, 5] = True
@@ -65,6 +65,6 @@ def test_a_loaded_models_visual_tokens_come_in_steps_as_well(tmp_path: Path) -> 
     from tests.tiny_llava import build, picture
 
     vlm = VLM.load(build(tmp_path))
-    vision = Vision(vlm.model)
+    vision = Vision.of(vlm.model)
     pixels = vlm.pixel_values([picture(1), picture(2)])
     assert torch.equal(vision.tokens(vision.embed(pixels)), vlm.visual_tokens(pixels))

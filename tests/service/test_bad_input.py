@@ -211,6 +211,7 @@ def test_paths_that_do_not_exist(gateway, method, path, status):
     [
         "answers/ans_no",
         "answers/ans_no/lineage",
+        "answers/ans_no/visual-dependence",
         "jobs/job_no",
         "jobs/job_no/events",
         "evaluations/no",

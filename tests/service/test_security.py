@@ -22,6 +22,8 @@ ROUTES = [
     (Role.CLIENT, "GET", "/v1/answers"),
     (Role.CLIENT, "GET", "/v1/answers/x"),
     (Role.CLIENT, "GET", "/v1/answers/x/lineage"),
+    (Role.CLIENT, "POST", "/v1/answers/x/visual-dependence"),
+    (Role.CLIENT, "GET", "/v1/answers/x/visual-dependence"),
     (Role.REVIEWER, "GET", "/v1/preferences"),
     (Role.REVIEWER, "POST", "/v1/preference-jobs"),
     (Role.REVIEWER, "GET", "/v1/jobs"),
@@ -136,6 +138,9 @@ def test_answers_of_another_project_do_not_exist(gateway, store):
     for path in (f"/v1/answers/{answer}", f"/v1/answers/{answer}/lineage"):
         assert gateway.get(path, headers=ours).status_code == 200
         assert gateway.get(path, headers=theirs).status_code == 404
+    score = f"/v1/answers/{answer}/visual-dependence"
+    assert gateway.post(score, headers=theirs).status_code == 404
+    assert gateway.post(score, headers=ours).status_code == 202
     assert gateway.get("/v1/answers", headers=theirs).json()["data"] == []
     given = {"answer_id": answer, "verdict": "accept"}
     assert gateway.post("/v1/feedback", given, headers=theirs).status_code == 404

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from hscr.errors import Conflict, GateRefused, NotFound
+from hscr.errors import AdapterRefused, Conflict, GateRefused, NotFound
 from hscr.records import (
     AdapterVersion,
     Evaluation,
@@ -26,8 +26,9 @@ WHO = {"actor": "key_1", "reason": "test"}
 
 def adapter(name: str) -> AdapterVersion:
     return AdapterVersion(
-        name=name, digest=name * 2, base_digest="b", job_id="job_1", config={}, records=1, records_digest="r"
-    )
+        name=name, digest=name.partition("@")[2] * 2, base_digest="b", job_id="job_1", config={}, records=1,
+        records_digest="r",
+    )  # fmt: skip
 
 
 def evaluation(candidate: str, verdict: GateVerdict) -> Evaluation:
@@ -116,7 +117,9 @@ def test_desired_are_active_previous_candidate_and_what_jobs_lease(store: Store)
     store.releases.propose("c@3", **WHO)
     store.releases.lease_version("job_9", "d@4", timedelta(minutes=1))
     store.releases.lease_version("job_8", "e@5", timedelta(seconds=-1))
-    assert [version.name for version in store.releases.desired()] == ["a@1", "b@2", "c@3", "d@4"]
+    assert [version.name for version in store.releases.desired()] == ["b@2", "a@1", "c@3", "d@4"]
+    store.releases.lease_version("job_7", "unknown@6", timedelta(minutes=1))
+    assert len(store.releases.desired()) == 4, "a lease on what is not registered harms nobody"
     store.releases.release_leases("job_9")
     assert "d@4" not in [version.name for version in store.releases.desired()]
 
@@ -124,20 +127,38 @@ def test_desired_are_active_previous_candidate_and_what_jobs_lease(store: Store)
 def test_a_version_is_drained_when_every_live_gateway_saw_the_epoch_and_has_none_in_flight(
     store: Store,
 ) -> None:
-    register(store, "a@1")
-    store.releases.propose("a@1", **WHO)
+    def retired() -> bool:
+        return store.releases.retire("r1", "a@1", gateways_seen=SEEN)
+
+    store.releases.propose(None, **WHO)
     store.releases.report_gateway("g1", epoch=1, in_flight={"a@1": 2})
     store.releases.report_gateway("g2", epoch=0, in_flight={})
-    assert not store.releases.drained("a@1", gateways_seen=SEEN)
+    assert not retired()
     store.releases.report_gateway("g1", epoch=1, in_flight={})
-    assert not store.releases.drained("a@1", gateways_seen=SEEN), "g2 has not seen the epoch"
+    assert not retired(), "g2 has not seen the epoch"
     store.releases.report_gateway("g2", epoch=1, in_flight={})
-    assert store.releases.drained("a@1", gateways_seen=SEEN)
+    assert retired()
 
 
 def test_a_dead_gateway_holds_nothing_back(store: Store) -> None:
     store.releases.report_gateway("g1", epoch=0, in_flight={"a@1": 1})
-    assert store.releases.drained("a@1", gateways_seen=timedelta(seconds=-1))
+    assert store.releases.retire("r1", "a@1", gateways_seen=timedelta(seconds=-1))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../hscr@1", "/etc/hscr@1", "hscr/../x@1", "hs\0cr@1", "hscr@1\n", "@1", "hscr", "hscr@", "hscr@1/..",
+        "hscr@2", "x" * 65 + "@1", "hscr@" + "1" * 65, ".hidden@1",
+    ],
+)  # fmt: skip
+def test_a_name_that_leads_elsewhere_or_stands_for_other_bytes_is_not_registered(
+    store: Store, name: str
+) -> None:
+    version = adapter("a@1").but(name=name, digest="1" * 64)
+    with store.database.write() as connection, pytest.raises(AdapterRefused, match="is no name"):
+        add_adapter(connection, version, [])
+    assert store.releases.adapters() == []
 
 
 def test_a_version_leaves_a_replicas_report_only_while_nothing_desires_it(store: Store) -> None:

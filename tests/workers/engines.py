@@ -23,6 +23,7 @@ from tests.workers.harness import Processes, png
 from workers.settings import EMBEDDED_MODEL
 
 SEEN = timedelta(seconds=5)
+PICTURES = tuple(png(seed) for seed in range(1, 7))
 
 
 class Engine(EngineProcess):
@@ -41,16 +42,22 @@ def probe(model: Path, folder: Path) -> dict[str, Any]:
     """The probe that the trainer would have stored."""
     vlm = VLM.load(model)
     vlm.load_adapter(folder, "probed")
-    record = PreferenceRecord(
-        id="pref_1", image_digest=bytes_digest(png(1)), study="s", question="what is this?", chosen="no.",
+    pairs = [(_record(picture), Image.open(io.BytesIO(picture))) for picture in PICTURES]
+    return probe_adapter(vlm, "probed", pairs)
+
+
+def _record(picture: bytes) -> PreferenceRecord:
+    digest = bytes_digest(picture)
+    return PreferenceRecord(
+        id=f"pref_{digest}", image_digest=digest, study="s", question="what is this?", chosen="no.",
         rejected=(Response(text="no.", similarity=0.1, mean_probability=0.1),), source="s", method="hscr",
-        model_digest=vlm.digest, config_digest="c", consent=True,
+        model_digest="m", config_digest="c", consent=True,
     )  # fmt: skip
-    return probe_adapter(vlm, "probed", [(record, Image.open(io.BytesIO(png(1))))])
 
 
 def register(store: Store, model: Path, folder: Path, probe: dict[str, Any]) -> AdapterVersion:
-    store.blobs.put(png(1))
+    for picture in PICTURES:
+        store.blobs.put(picture)
     digest = store.blobs.put_folder(folder)
     version = AdapterVersion(
         name=f"hscr@{digest[:12]}", digest=digest, base_digest=model_digest(model), job_id="job_1",
@@ -61,14 +68,23 @@ def register(store: Store, model: Path, folder: Path, probe: dict[str, Any]) -> 
     return version
 
 
-def start_agent(processes: Processes, engine: EngineProcess) -> subprocess.Popen[bytes]:
+def start_agent(
+    processes: Processes,
+    engine: EngineProcess,
+    *,
+    url: str | None = None,
+    name: str = "one",
+    **environment: str,
+) -> subprocess.Popen[bytes]:
+    """The agent called `name`, which reaches the engine at `url` if that is not the engine's own."""
     return processes.start(
         "workers.agent",
-        HSCR_ENGINE_URL=engine.address,
-        HSCR_REPLICA_ID="one",
+        HSCR_ENGINE_URL=url or engine.address,
+        HSCR_REPLICA_ID=name,
         HSCR_MODEL_PATH=str(EMBEDDED_MODEL),
         HSCR_RETRY_SECONDS="0.5",
         HSCR_UNLOAD_GRACE_SECONDS="0.2",
+        **environment,
     )
 
 

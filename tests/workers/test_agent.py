@@ -3,54 +3,19 @@
 import json
 import shutil
 import signal
-from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from hscr.models.digest import model_digest, template_digest
 from hscr.records import AdapterState, AdapterVersion
 from hscr.store.store import Store
-from tests.redis_server import free_port
 from tests.waiting import wait_until
 from tests.workers.engines import SEEN, Engine, loaded, probe, register, replica, start_agent
 from tests.workers.harness import Processes, make_adapter
+from tests.workers.proxy import LOAD, Proxy
 from workers.agent import intended_use
 from workers.settings import EMBEDDED_MODEL
-
-
-@pytest.fixture(scope="module")
-def model() -> Path:
-    """The embedded model: what a random one says cannot be read back into the same tokens."""
-    return EMBEDDED_MODEL
-
-
-@pytest.fixture(scope="module")
-def running(model: Path) -> Iterator[Engine]:
-    engine = Engine(model, free_port())
-    engine.start()
-    yield engine
-    engine.kill()
-
-
-@pytest.fixture
-def engine(running: Engine) -> Engine:
-    for name in running.adapters():
-        running.unload(name)
-    return running
-
-
-@pytest.fixture(scope="module")
-def folders(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return [
-        make_adapter(model, tmp_path_factory.mktemp("adapter") / "a", seed=seed, scale=0.2) for seed in (1, 2)
-    ]
-
-
-@pytest.fixture(scope="module")
-def probes(model: Path, folders: list[Path]) -> list[dict[str, Any]]:
-    return [probe(model, folder) for folder in folders]
 
 
 def promote(store: Store, version: str | None) -> None:
@@ -62,17 +27,19 @@ def propose(store: Store, version: str | None) -> None:
 
 
 def test_an_agent_loads_probes_reports_unloads_and_goes(
-    store: Store, processes: Processes, engine: Engine, model: Path, folders: list[Path], probes: list[Any]
+    store: Store, processes: Processes, engine: Engine, folders: list[Path], probes: list[Any]
 ) -> None:
     """One life: base only, a candidate, its promotion, another, a restart of the engine, the end."""
-    first, second = (register(store, model, *each) for each in zip(folders, probes, strict=True))
+    first, second = (
+        register(store, EMBEDDED_MODEL, *each) for each in zip(folders[:2], probes[:2], strict=True)
+    )
     engine.load("somebody's", folders[0])
     agent = start_agent(processes, engine)
 
     seen = wait_until(lambda: replica(store), seconds=60)
     assert seen.ready
     assert (seen.model, seen.model_digest, seen.template_digest) == (
-        "base", model_digest(model), template_digest(model),
+        "base", model_digest(EMBEDDED_MODEL), template_digest(EMBEDDED_MODEL),
     )  # fmt: skip
     assert seen.numeric_mode == "cpu/float32"
     wait_until(lambda: engine.adapters() == set(), what="the stranger being unloaded")
@@ -112,24 +79,26 @@ def test_an_agent_loads_probes_reports_unloads_and_goes(
     assert engine.adapters() == {second.name}, "the engine goes on answering"
 
 
-def spoilt(store: Store, model: Path, folder: Path, probe: dict[str, Any], out: Path) -> AdapterVersion:
+def spoilt(store: Store, folder: Path, probed: dict[str, Any], out: Path) -> AdapterVersion:
     from safetensors.numpy import load_file, save_file
 
     shutil.copytree(folder, out)
     weights = load_file(out / "adapter_model.safetensors")
     next(iter(weights.values()))[0, 0] = float("nan")
     save_file(weights, out / "adapter_model.safetensors")
-    return register(store, model, out, probe)
+    return register(store, EMBEDDED_MODEL, out, probed)
 
 
 def test_unfit_versions_never_go_live(
-    store: Store, processes: Processes, engine: Engine, model: Path, folders: list[Path], probes: list[Any],
+    store: Store, processes: Processes, engine: Engine, folders: list[Path], probes: list[Any],
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """NaN is refused before the engine sees it; a no-op and foreign answers after it was asked."""
-    nan = spoilt(store, model, folders[0], probes[0], tmp_path / "nan")
-    noop = register(store, model, make_adapter(model, tmp_path / "noop", seed=3, scale=1e-6), probes[0])
-    foreign = register(store, model, folders[1], probes[0])
+    nan = spoilt(store, folders[0], probes[0], tmp_path / "nan")
+    noop = register(
+        store, EMBEDDED_MODEL, make_adapter(EMBEDDED_MODEL, tmp_path / "noop", seed=3, scale=1e-6), probes[0]
+    )
+    foreign = register(store, EMBEDDED_MODEL, folders[1], probes[0])
     start_agent(processes, engine)
 
     for version, why in ((nan, "NaN"), (noop, "exactly as without it")):
@@ -153,9 +122,9 @@ def test_unfit_versions_never_go_live(
 
 
 def test_damaged_files_of_a_serving_version_are_a_problem_of_the_replica(
-    store: Store, processes: Processes, engine: Engine, model: Path, folders: list[Path], probes: list[Any]
+    store: Store, processes: Processes, engine: Engine, folders: list[Path], probes: list[Any]
 ) -> None:
-    version = register(store, model, folders[0], probes[0])
+    version = register(store, EMBEDDED_MODEL, folders[0], probes[0])
     with store.database.write() as connection:
         connection.exec_driver_sql("UPDATE pointer SET active = ?", (version.name,))
     config = store.blobs.folder(version.digest) / "adapter_config.json"
@@ -170,6 +139,77 @@ def test_damaged_files_of_a_serving_version_are_a_problem_of_the_replica(
     config.write_text(good)
     wait_until(lambda: loaded(store) == (version.name,), what="the repaired version")
     assert replica(store).ready
+
+
+def test_an_engine_holds_active_previous_candidate_and_one_more(
+    store: Store, processes: Processes, engine: Engine, folders: list[Path], probes: list[Any], tmp_path: Path
+) -> None:
+    """What has no slot is not asked for, is told, and comes when one is free."""
+    versions = [register(store, EMBEDDED_MODEL, *each) for each in zip(folders, probes, strict=True)]
+    fourth = make_adapter(EMBEDDED_MODEL, tmp_path / "4", seed=4, scale=0.07)
+    versions.append(register(store, EMBEDDED_MODEL, fourth, probe(EMBEDDED_MODEL, fourth)))
+    active, previous, candidate, leased = (version.name for version in versions)
+    with Proxy(engine.url) as proxy:
+        start_agent(processes, engine, url=proxy.url, HSCR_ADAPTER_SLOTS="3")
+        for version in (previous, active):
+            propose(store, version)
+            wait_until(lambda: version in loaded(store), seconds=60, what="the version")  # noqa: B023
+            promote(store, version)
+        store.releases.lease_version("job_1", leased, timedelta(minutes=5))
+        wait_until(lambda: leased in loaded(store), what="the version that a job leases")
+
+        propose(store, candidate)
+        seen = wait_until(lambda: (now := replica(store)) and now.problem and now, what="the want of a slot")
+        assert f"{candidate}: no slot is free for it" in seen.problem
+        assert leased in seen.problem, "it says what is in the way"
+        assert seen.ready, "a candidate without a slot makes no replica unready"
+        assert candidate not in proxy.loads()
+        store.releases.release_leases("job_1")
+        wait_until(lambda: set(loaded(store)) == {active, previous, candidate}, what="the candidate")
+    assert replica(store).problem is None
+
+
+def test_what_somebody_loaded_under_a_versions_name_is_replaced(
+    store: Store, processes: Processes, engine: Engine, folders: list[Path], probes: list[Any]
+) -> None:
+    """Also where no probe could tell: its images were deleted with their studies."""
+    version = register(store, EMBEDDED_MODEL, folders[0], {"items": []})
+    right, wrong = engine_answers(engine, folders[:2])
+    engine.load(version.name, folders[1])
+    assert engine.answer(version.name) == wrong
+    propose(store, version.name)
+    start_agent(processes, engine)
+    wait_until(lambda: loaded(store) == (version.name,), seconds=60, what="the version")
+    assert engine.answer(version.name) == right
+
+
+def engine_answers(engine: Engine, folders: list[Path]) -> list[str]:
+    answers = []
+    for folder in folders:
+        engine.load("asked", folder)
+        answers.append(engine.answer("asked"))
+        engine.unload("asked")
+    return answers
+
+
+def test_a_restarted_engine_is_not_ready_before_it_has_what_serves(
+    store: Store, processes: Processes, engine: Engine, folders: list[Path], probes: list[Any]
+) -> None:
+    version = register(store, EMBEDDED_MODEL, folders[0], probes[0])
+    with Proxy(engine.url) as proxy:
+        start_agent(processes, engine, url=proxy.url)
+        propose(store, version.name)
+        wait_until(lambda: loaded(store) == (version.name,), seconds=60, what="the version")
+        promote(store, version.name)
+        with proxy.hold(LOAD, version.name) as load:
+            engine.kill()
+            wait_until(lambda: (seen := replica(store)) and not seen.ready, what="the outage")
+            engine.start()
+            load.wait()
+            seen = replica(store)
+            assert (seen.ready, seen.loaded) == (False, ())
+        ready = wait_until(lambda: (seen := replica(store)) and seen.ready and seen, what="readiness")
+        assert ready.loaded == (version.name,)
 
 
 def test_intended_use_comes_from_the_models_card(tmp_path: Path) -> None:

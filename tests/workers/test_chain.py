@@ -1,7 +1,6 @@
 """The whole loop through real processes: records, training, judgement, release, and all three verdicts."""
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from hscr.records import Evaluation, GateVerdict, Job, JobKind, JobState, Prefer
 from hscr.store.answers import hold_image
 from hscr.store.releases import add_dependence
 from hscr.store.store import Store
-from tests.redis_server import free_port
 from tests.waiting import wait_until
 from tests.workers.engines import Engine, loaded, probe, register, replica, start_agent
 from tests.workers.harness import RANDOM, Processes, finished, make_adapter, submit, succeeded
@@ -32,21 +30,6 @@ EVALUATE = EvaluateConfig.parse(
     }
 )
 TRAINING = FinetuneConfig(rank=4, epochs=2, learning_rate=5e-5)
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Engine]:
-    engine = Engine(EMBEDDED_MODEL, free_port())
-    engine.start()
-    yield engine
-    engine.kill()
-
-
-@pytest.fixture
-def engine(running: Engine) -> Engine:
-    for name in running.adapters():
-        running.unload(name)
-    return running
 
 
 def add_corrections(store: Store, images: int) -> int:

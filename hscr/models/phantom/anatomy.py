@@ -7,6 +7,7 @@ Orientation follows the radiological convention: the patient's left is on the ri
 studies are axial with the face up; chest and abdominal studies are coronal with the head up.
 """
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -82,6 +83,13 @@ def render(phantom: Phantom) -> Image.Image:
     """The phantom's picture: 8-bit greyscale, `IMAGE_SIZE` square, the same bytes for the same phantom."""
     pixels, _ = draw(phantom)
     return Image.fromarray(np.round(pixels * 255).astype(np.uint8))
+
+
+def photograph(phantom: Phantom) -> bytes:
+    """`render` as a PNG file."""
+    buffer = io.BytesIO()
+    render(phantom).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def draw(phantom: Phantom) -> tuple[Pixels, Pixels]:
