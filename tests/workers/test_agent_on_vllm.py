@@ -10,22 +10,11 @@ import pytest
 from hscr.store.store import Store
 from tests.serving import EngineProcess
 from tests.waiting import wait_until
-from tests.workers.engines import SEEN, loaded, probe, register, replica, start_agent
-from tests.workers.harness import Processes, make_adapter
+from tests.workers.engines import SEEN, loaded, register, replica, start_agent
+from tests.workers.harness import Processes
 from workers.settings import EMBEDDED_MODEL
 
 pytestmark = pytest.mark.vllm
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    made = tmp_path_factory.mktemp("adapters")
-    return [make_adapter(EMBEDDED_MODEL, made / str(seed), seed=seed, scale=0.2) for seed in (1, 2)]
-
-
-@pytest.fixture(scope="module")
-def probes(folders: list[Path]) -> list[dict[str, Any]]:
-    return [probe(EMBEDDED_MODEL, folder) for folder in folders]
 
 
 @pytest.fixture
@@ -38,7 +27,9 @@ def engine(phantom_vllm: EngineProcess) -> Iterator[EngineProcess]:
 def test_an_agent_loads_probes_reports_and_unloads(
     store: Store, processes: Processes, engine: EngineProcess, folders: list[Path], probes: list[Any]
 ) -> None:
-    first, second = (register(store, EMBEDDED_MODEL, *each) for each in zip(folders, probes, strict=True))
+    first, second = (
+        register(store, EMBEDDED_MODEL, *each) for each in zip(folders[:2], probes[:2], strict=True)
+    )
     engine.load("somebody's", folders[0])
     agent = start_agent(processes, engine)
 
