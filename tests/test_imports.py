@@ -10,6 +10,7 @@ WITHOUT_TORCH = [
     "hscr.config",
     "hscr.errors",
     "hscr.engine",
+    "hscr.serving",
     "hscr.imaging.decode",
     "hscr.store.store",
     "hscr.rows.source",

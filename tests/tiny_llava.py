@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPImageProcessorPil,
@@ -53,7 +54,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build(folder: Path, *, seed: int = 0, image_size: int = 32, patch_size: int = 8, width: int = 32) -> Path:
-    """Write the model to `folder` and return it. 16 visual tokens, two layers, heads of 8."""
+    """Write the model to `folder` and return it. 16 visual tokens, two layers, four heads.
+
+    vLLM on a CPU needs heads of 32 or more: a `width` of 128.
+    """
     tokenizer = build_tokenizer()
     torch.manual_seed(seed)
     shape = {
@@ -79,7 +83,7 @@ def build(folder: Path, *, seed: int = 0, image_size: int = 32, patch_size: int 
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
-    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    save_model(LlavaForConditionalGeneration(config), folder)
     LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
             size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
@@ -91,6 +95,15 @@ def build(folder: Path, *, seed: int = 0, image_size: int = 32, patch_size: int 
         chat_template=TEMPLATE,
     ).save_pretrained(folder)
     return folder
+
+
+def save_model(model: LlavaForConditionalGeneration, folder: Path) -> None:
+    """As transformers 4 saved it and vLLM reads it: transformers 5 leaves `vision_model` out of the names."""
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    tower = "vision_tower."
+    named = {name.replace(tower, f"{tower}vision_model."): tensor for name, tensor in weights.items()}
+    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def picture(seed: int, size: int = 40) -> Image.Image:

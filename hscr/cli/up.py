@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from hscr.cli.common import HOME, AsJson, Home, Model, console, terminable
+from hscr.serving import EngineKind
 from hscr.stack import PHANTOM, Ports, Stack
 
 
@@ -23,6 +24,7 @@ def up(
     engine_port: Annotated[int, _port("Of the engine; 0 takes a free one.")] = 0,
     redis_port: Annotated[int, _port("Of the embedded Redis; 0 takes a free one.")] = 0,
     model: Model = PHANTOM,
+    engine: Annotated[EngineKind, typer.Option(help="What serves the model.")] = "embedded",
     as_json: AsJson = False,
 ) -> None:
     """Start everything on this machine and keep it running until Ctrl-C.
@@ -34,12 +36,13 @@ def up(
 
         hscr up                               the embedded model on port 8080
         hscr up --port 0 --json               a free port, told as JSON
+        hscr up --engine vllm                 served by vLLM (`make .venv-vllm/ready` installs it)
         HSCR_FINETUNE_THRESHOLD=50 hscr up    settings reach every process
     """
     with terminable():
         try:
             _run(Stack(
-                home, ports=Ports(port, engine_port, redis_port), host=host, model=model,
+                home, ports=Ports(port, engine_port, redis_port), host=host, model=model, engine=engine,
                 on_change=lambda name, what: None if as_json else _tell(name, what),
             ), as_json=as_json)  # fmt: skip
         except KeyboardInterrupt:
@@ -65,7 +68,7 @@ def _table(stack: Stack) -> Table:
     table = Table(title="hscr is up. Ctrl-C stops it.", show_header=False, title_justify="left")
     rows = {
         "Gateway": stack.url,
-        "Engine": stack.engine_url,
+        "Engine": f"{stack.engine_url} ({stack.engine})",
         "Redis": stack.redis_url,
         "State": str(stack.home),
         "Logs": str(stack.home / "logs"),

@@ -43,9 +43,9 @@ class Up:
     at: dict[str, Any]
 
     @classmethod
-    def start(cls, home: Path, **environment: str) -> "Up":
+    def start(cls, home: Path, *options: str, **environment: str) -> "Up":
         process = subprocess.Popen(
-            [*HSCR, "up", "--home", str(home), "--port", "0", "--json"],
+            [*HSCR, "up", "--home", str(home), "--port", "0", "--json", *options],
             env=clean_environment(**environment),
             stdout=subprocess.PIPE,
             text=True,

@@ -43,6 +43,19 @@ def test_a_program_that_keeps_dying_is_started_ever_more_rarely(tmp_path: Path) 
     assert pauses[2] > 2 * pauses[0] > 0.4
 
 
+def test_what_a_dead_program_left_running_ends_before_it_starts_again(tmp_path: Path) -> None:
+    leaves = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid)"
+    it = process(tmp_path, PYTHON, "-c", leaves)
+    it.start()
+    wait_until(lambda: it.exit_status == 0)
+    left = int(it.output())
+    os.kill(left, 0)
+    wait_until(it.revive)
+    wait_until(lambda: resident_bytes(left) == 0, what="the end of what was left")
+    wait_until(lambda: it.exit_status == 0)
+    os.kill(int(it.output()), signal.SIGKILL)
+
+
 def test_what_ignores_sigterm_is_killed_with_its_group(tmp_path: Path) -> None:
     stubborn = (
         "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"

@@ -29,6 +29,15 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
     assert "holds no config.json" in done.stderr
 
 
+def test_a_missing_vllm_is_named_with_the_command_that_installs_it(tmp_path: Path) -> None:
+    command = f"{tmp_path}/bin/python -m vllm"
+    done = hscr("up", "--home", str(tmp_path), "--port", "0", "--engine", "vllm", HSCR_VLLM_COMMAND=command)
+    assert done.returncode == 2
+    assert "vLLM is not installed" in done.stderr
+    assert "make .venv-vllm/ready" in done.stderr
+    assert not (tmp_path / "logs").exists(), "nothing was started"
+
+
 def test_a_process_that_ends_at_once_shows_its_log_and_stops_the_others(tmp_path: Path) -> None:
     # Off loopback the gateway refuses to run without any API key.
     stack = Stack(tmp_path, ports=Ports(gateway=0), host="0.0.0.0")

@@ -1,15 +1,7 @@
 """Real engine processes on free ports, and real adapters for the model they serve."""
 
-import json
-import os
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -22,62 +14,18 @@ from hscr.config import FinetuneConfig
 from hscr.engine import ChatRequest, EngineClient
 from hscr.models.vlm import VLM
 from hscr.records import Sampling
+from hscr.serving import EngineKind, Serving
+from tests.redis_server import free_port
+from tests.serving import EngineProcess
 from tests.tiny_llava import build
 
-ENGINES = ("embedded",)
-START_SECONDS = 120
+ENGINES = ("embedded", pytest.param("vllm", marks=pytest.mark.vllm))
+Running = EngineProcess
 
 
-@dataclass(frozen=True)
-class Running:
-    """A started engine process."""
-
-    address: str
-    model: str
-    folder: Path
-    process: subprocess.Popen[str]
-
-    def metrics(self) -> dict[str, float]:
-        """Every sample by name and labels, as `name{labels}`."""
-        with urllib.request.urlopen(f"{self.address}/metrics", timeout=10) as reply:
-            lines = reply.read().decode().splitlines()
-        return {
-            name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")
-        }
-
-    def metric(self, name: str, **labels: str) -> float:
-        """The sum over all samples of `name` that carry these labels."""
-        wanted = [f'{key}="{value}"' for key, value in labels.items()]
-        found = [
-            v for k, v in self.metrics().items() if k.split("{")[0] == name and all(w in k for w in wanted)
-        ]
-        return sum(found)
-
-
-@contextmanager
-def start(folder: Path, *options: str) -> Iterator[Running]:
-    """`python -m service.embedded` on a free port, ready, and gone afterwards."""
-    command = [
-        sys.executable,
-        "-m",
-        "service.embedded",
-        "--model",
-        str(folder),
-        "--port",
-        "0",
-        "--threads",
-        "1",
-    ]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, env=environment)
-    try:
-        assert process.stdout is not None
-        told = json.loads(process.stdout.readline())
-        until(lambda: _healthy(told["address"]), START_SECONDS)
-        yield Running(told["address"], told["model"], folder, process)
-    finally:
-        process.kill()
-        process.wait()
+def start(folder: Path, *options: str, kind: EngineKind = "embedded") -> EngineProcess:
+    """An engine that serves `folder` as "tiny" on a free port inside `with`."""
+    return EngineProcess(kind, Serving(folder, "tiny", free_port()), *options)
 
 
 def until(condition, seconds: float = 20.0) -> None:
@@ -88,14 +36,6 @@ def until(condition, seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def _healthy(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/health", timeout=5) as reply:
-            return reply.status == 200
-    except urllib.error.URLError:
-        return False
-
-
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
@@ -103,13 +43,25 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory) -> Path:
-    return build(tmp_path_factory.mktemp("engine") / "tiny")
+    return build(tmp_path_factory.mktemp("engine") / "tiny", width=128)
+
+
+@pytest.fixture(scope="session")
+def embedded(model_folder) -> Iterator[EngineProcess]:
+    with start(model_folder, "--max-loras", "3") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def vllm(model_folder) -> Iterator[EngineProcess]:
+    with start(model_folder, "--max-loras", "3", kind="vllm") as running:
+        yield running
 
 
 @pytest.fixture(scope="session", params=ENGINES)
-def engine(request, model_folder) -> Iterator[Running]:
-    with start(model_folder, "--served-model-name", "tiny", "--max-loras", "3") as running:
-        yield running
+def engine(request) -> EngineProcess:
+    """Each kind in turn; a file about one kind overrides this with that kind's fixture."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
@@ -135,11 +87,11 @@ def adapters(tmp_path_factory, vlm) -> list[Path]:
     ]
 
 
-def save_adapter(vlm: VLM, folder: Path, *, seed: int, rank: int = 4) -> Path:
+def save_adapter(vlm: VLM, folder: Path, *, seed: int, rank: int = 4, scale: float = 0.3) -> Path:
     generator = torch.Generator().manual_seed(seed)
     with vlm.with_lora(FinetuneConfig(rank=rank, seed=seed)) as parameters:
         for parameter in parameters.values():
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * scale)
         vlm.adapters.save("trainee", folder)
     return folder
 

@@ -4,17 +4,24 @@ import asyncio
 import itertools
 import json
 import math
+from base64 import b64encode
+from io import BytesIO
+from typing import NamedTuple, Self
 
 import aiohttp
 import pytest
+from PIL import Image
 
+from hscr.engine import Message
 from hscr.errors import EngineRejected
-from tests.engine.conftest import ask, until
+from tests.engine.conftest import ask, png, until
+from tests.engine.differences import differs
 
 pytestmark = pytest.mark.anyio
 
 LONG = ask(max_tokens=450)
 """Takes seconds, unless something stops it."""
+URL = f"data:image/png;base64,{b64encode(png(0)).decode()}"
 
 
 async def collect(client, request):
@@ -63,6 +70,27 @@ async def test_batched_answers_equal_single_answers(client):
 async def test_the_image_changes_the_answer(client):
     answers = [await client.chat(ask(image=image, top=0)) for image in (1, 2, None)]
     assert len({answer.logprobs[0].logprob for answer in answers}) == 3
+
+
+async def test_every_turn_and_the_system_message_are_read(client):
+    turns = (Message(role="system", text="answer briefly."), Message(text="which organ?"),
+             Message(role="assistant", text="the lung."), Message(text="is it clear?"))  # fmt: skip
+    asked = [turns, turns[1:], turns[3:], (*turns[:2], Message(role="assistant", text="no."), turns[3])]
+    answers = [await client.chat(ask(top=0).but(messages=messages)) for messages in asked]
+    assert len({answer.logprobs[0].logprob for answer in answers}) == 4
+    lengths = [answer.usage.prompt_tokens for answer in answers]
+    assert lengths[0] > lengths[1] > lengths[2]
+
+
+async def test_a_jpeg_is_read_as_well_as_a_png(client):
+    with Image.open(BytesIO(png(1))) as picture:
+        buffer = BytesIO()
+        picture.save(buffer, "JPEG")
+    png_answer, jpeg_answer = [
+        await client.chat(ask(top=0).but(image=data)) for data in (png(1), buffer.getvalue())
+    ]
+    assert png_answer.usage == jpeg_answer.usage
+    assert png_answer.logprobs[0].logprob != jpeg_answer.logprobs[0].logprob, "JPEG changes the noise"
 
 
 async def test_streamed_text_equals_the_whole(client):
@@ -148,29 +176,44 @@ async def test_an_unfinished_stop_string_is_given_out_at_the_end(client):
 
 
 async def test_a_client_that_leaves_stops_its_request(client, engine):
-    before = ended(engine, "abort")
-    finished = ended(engine, "length")
-    request = LONG
-    stream = client.stream(request)
-    async for _ in stream:
-        break
+    before = Ended.so_far(engine)
+    stream = client.stream(LONG)
+    await anext(stream)
+    await asyncio.to_thread(until, lambda: not idle(engine))
     await stream.aclose()
-    await asyncio.to_thread(until, lambda: ended(engine, "abort") == before + 1)
-    assert ended(engine, "length") == finished
-    assert engine.metric("vllm:num_requests_running") == 0
+    await asyncio.to_thread(until, lambda: idle(engine))
+    assert_aborted(engine, before)
 
 
 async def test_a_client_that_leaves_before_the_whole_answer_stops_its_request(client, engine):
-    before = ended(engine, "abort")
+    before = Ended.so_far(engine)
     call = asyncio.create_task(client.chat(LONG))
-    await asyncio.to_thread(until, lambda: engine.metric("vllm:num_requests_running") == 1)
+    await asyncio.to_thread(until, lambda: not idle(engine))
     call.cancel()
-    await asyncio.to_thread(until, lambda: ended(engine, "abort") == before + 1)
-    assert engine.metric("vllm:num_requests_running") == 0
+    await asyncio.to_thread(until, lambda: idle(engine))
+    assert_aborted(engine, before)
 
 
-def ended(engine, reason: str) -> float:
-    return engine.metric("vllm:request_success_total", finished_reason=reason)
+class Ended(NamedTuple):
+    """Requests that ended, and those of them that were broken off."""
+
+    all: float
+    aborted: float
+
+    @classmethod
+    def so_far(cls, engine) -> Self:
+        name = "vllm:request_success_total"
+        return cls(engine.metric(name), engine.metric(name, finished_reason="abort"))
+
+
+def idle(engine) -> bool:
+    return engine.metric("vllm:num_requests_running") == 0
+
+
+def assert_aborted(engine, before: Ended) -> None:
+    """One request was broken off since, and none went on to its end."""
+    counted = 0 if differs(engine, "does not count aborted requests") else 1
+    assert Ended.so_far(engine) == Ended(before.all + counted, before.aborted + counted)
 
 
 async def test_adapters_are_listed_under_their_parent_and_answer(client, engine, adapters):
@@ -195,6 +238,15 @@ async def test_adapters_in_one_batch_do_not_mix(client, adapters):
     assert [answer.text for answer in together] == alone
 
 
+async def test_the_base_stays_itself_after_more_adapters_than_there_is_room_for(client, adapters):
+    before = await client.chat(ask(top=3))
+    for folder in (*adapters, adapters[0]):
+        await client.load_adapter("passing", folder)
+        assert (await client.chat(ask(model="passing"))).text != before.text
+        await client.unload_adapter("passing")
+        assert await client.chat(ask(top=3)) == before
+
+
 async def test_a_used_name_is_refused_and_keeps_its_weights(client, engine, adapters):
     await client.load_adapter("a", adapters[0])
     before = await client.chat(ask(model="a"))
@@ -203,8 +255,9 @@ async def test_a_used_name_is_refused_and_keeps_its_weights(client, engine, adap
     assert await client.chat(ask(model="a")) == before
 
 
-async def test_unknown_names_are_not_found(client, tmp_path):
+async def test_unknown_names_are_not_found(client, adapters, tmp_path):
     assert await rejected(client.chat(ask(model="nobody"))) == 404
+    assert await rejected(client.chat(ask(model=str(adapters[0])))) == 404, "a path is no name"
     assert await rejected(client.unload_adapter("nobody")) == 404
     assert await rejected(client.load_adapter("a", tmp_path / "nothing")) == 404
 
@@ -259,26 +312,60 @@ BAD_BODIES = {
 }
 
 
+async def test_a_refused_stream_has_a_status_and_no_frame(client):
+    for request, status in ((ask(model="nobody"), 404), (ask(max_tokens=1000), 400)):
+        assert await rejected(anext(client.stream(request))) == status
+
+
+REFUSED_PICTURES = {
+    "an image to fetch": ["http://127.0.0.1:{port}/picture.png"],
+    "a file": ["file:///etc/hostname"],
+    "two images": [URL, URL],
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_PICTURES)
+async def test_pictures_are_refused_and_nothing_is_fetched(engine, case):
+    visitors = []
+    server = await asyncio.start_server(lambda _, writer: visitors.append(writer.close()), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    parts = [
+        {"type": "image_url", "image_url": {"url": url.format(port=port)}} for url in REFUSED_PICTURES[case]
+    ]
+    content = [*parts, {"type": "text", "text": "what is this?"}]
+    async with server:
+        status, _ = await post(engine, {"messages": [{"role": "user", "content": content}]})
+    assert status == (500 if "file" in case and differs(engine, "answers a file's URL with 500") else 400)
+    assert visitors == []
+
+
 @pytest.mark.parametrize("case", BAD_BODIES)
 async def test_bad_requests_get_an_error_object(engine, client, case):
-    change = BAD_BODIES[case]
+    status, reply = await post(engine, BAD_BODIES[case])
+    if "role" in case and differs(engine, "accepts any role"):
+        assert status == 200
+        return
+    error = reply["error"]
+    assert status == 400
+    assert set(error) >= {"message", "type", "param", "code"}
+    assert error["message"]
+    assert error["code"] == 400
+    assert (await client.chat(ask(max_tokens=1))).finish_reason == "length", "it goes on serving"
+
+
+async def post(engine, change: dict | bytes) -> tuple[int, dict]:
+    """A good request with this change, or these bytes instead of one."""
     good = {
         "model": engine.model,
         "messages": [{"role": "user", "content": "what is shown?"}],
         "max_tokens": 2,
     }
     body = change if isinstance(change, bytes) else json.dumps(good | change).encode()
-    headers = {"Content-Type": "application/json"}
     async with (
-        aiohttp.ClientSession() as session,
-        session.post(f"{engine.address}/v1/chat/completions", data=body, headers=headers) as response,
+        aiohttp.ClientSession(headers={"Content-Type": "application/json"}) as session,
+        session.post(f"{engine.address}/v1/chat/completions", data=body) as response,
     ):
-        error = (await response.json())["error"]
-    assert response.status == 400
-    assert set(error) >= {"message", "type", "param", "code"}
-    assert error["message"]
-    assert error["code"] == 400
-    assert (await client.chat(ask(max_tokens=1))).finish_reason == "length", "it goes on serving"
+        return response.status, await response.json()
 
 
 async def test_frames_are_openais(engine, client):

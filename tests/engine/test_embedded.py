@@ -24,6 +24,11 @@ LAYER = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
 PROJECTOR = "base_model.model.model.multi_modal_projector.linear_1"
 
 
+@pytest.fixture(scope="session")
+def engine(embedded):
+    return embedded
+
+
 def question(*parts) -> dict:
     return {"model": "tiny", "max_tokens": 2, "messages": [{"role": "user", "content": list(parts)}]}
 

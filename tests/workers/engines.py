@@ -1,12 +1,7 @@
 """A real engine with its agent, and versions for them to serve."""
 
-import asyncio
 import io
-import signal
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,68 +9,32 @@ from typing import Any
 from PIL import Image
 
 from hscr.config import FinetuneConfig
-from hscr.engine import ChatRequest, EngineClient
+from hscr.engine import ChatRequest
 from hscr.learn.probe import probe_adapter
 from hscr.models.digest import model_digest
 from hscr.models.vlm import VLM
 from hscr.records import AdapterVersion, PreferenceRecord, Replica, Response
+from hscr.serving import EngineKind, Serving
 from hscr.store.blobs import bytes_digest
 from hscr.store.releases import add_adapter
 from hscr.store.store import Store
-from tests.waiting import wait_until
+from tests.serving import EngineProcess
 from tests.workers.harness import Processes, png
 from workers.settings import EMBEDDED_MODEL
 
 SEEN = timedelta(seconds=5)
 
 
-class Engine:
-    """An embedded engine on a fixed port, so that it can come back after its death."""
+class Engine(EngineProcess):
+    """Serves `model` as "base"."""
 
-    def __init__(self, model: Path, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}"
-        self._command = ["service.embedded", "--model", str(model), "--port", str(port), "--threads", "1"]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", *self._command, "--served-model-name", "base"]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        wait_until(lambda: self._ask("health"), seconds=120, what="the engine")
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Alive and silent."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self._process.send_signal(signal.SIGCONT)
-
-    def adapters(self) -> set[str]:
-        return {model.id for model in self._ask("models") if model.parent}
-
-    def load(self, name: str, folder: Path) -> None:
-        self._ask("load_adapter", name, folder)
-
-    def unload(self, name: str) -> None:
-        self._ask("unload_adapter", name)
+    def __init__(self, model: Path, port: int, kind: EngineKind = "embedded") -> None:
+        super().__init__(kind, Serving(model, "base", port))
+        self.url = self.address
 
     def answer(self, model: str) -> str:
         request = ChatRequest.ask(model, "what is this?", png(1))
-        return str(self._ask("chat", request).text)
-
-    def _ask(self, method: str, *arguments: Any) -> Any:
-        async def ask() -> Any:
-            async with EngineClient(self.url) as client:
-                return await getattr(client, method)(*arguments)
-
-        return asyncio.run(ask())
+        return str(self.ask("chat", request).text)
 
 
 def probe(model: Path, folder: Path) -> dict[str, Any]:
@@ -102,10 +61,10 @@ def register(store: Store, model: Path, folder: Path, probe: dict[str, Any]) -> 
     return version
 
 
-def start_agent(processes: Processes, engine: Engine) -> subprocess.Popen[bytes]:
+def start_agent(processes: Processes, engine: EngineProcess) -> subprocess.Popen[bytes]:
     return processes.start(
         "workers.agent",
-        HSCR_ENGINE_URL=engine.url,
+        HSCR_ENGINE_URL=engine.address,
         HSCR_REPLICA_ID="one",
         HSCR_MODEL_PATH=str(EMBEDDED_MODEL),
         HSCR_RETRY_SECONDS="0.5",
