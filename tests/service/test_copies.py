@@ -17,13 +17,12 @@ from hscr.records import now
 from hscr.store.releases import add_adapter
 from hscr.store.tables import gateways
 from service.settings import GatewaySettings
-from tests.service.conftest import FOREVER, IMAGE, QUESTION, VERSIONS, adapter, b64, replica
+from tests.service.conftest import FOREVER, IMAGE, QUESTION, VERSIONS, adapter, b64, idle, replica
 from tests.service.scripted import ScriptedEngine, scripted
 from tests.service.test_process import free_port
 from tests.waiting import wait_until
 
 A, B = VERSIONS
-SEEN = timedelta(seconds=10)
 BODY = {"image": b64(IMAGE), "question": QUESTION}
 
 
@@ -145,7 +144,7 @@ def test_after_a_rollback_no_copy_sends_anything_new_to_the_old_version(copies, 
         assert done.json()["active"] == A
         wait_until(lambda: agreed(store), what="both copies at A")
         seen = monotonic()
-        wait_until(lambda: store.releases.drained(B, gateways_seen=SEEN), what="the drain of B")
+        wait_until(lambda: idle(store, B), what="the drain of B")
         to_the_old = sum(exchange.model == B for exchange in engine.exchanges)
         wait_until(lambda: all(client.answers[-1][0] > seen for client in clients), what="later requests")
     everything = [answer for client in clients for answer in client.answers]
@@ -168,7 +167,7 @@ def test_a_copy_that_slept_over_a_rollback_and_cannot_see_the_pointer_answers_no
         assert awake.post("/v1/adapters/rollback", {"reason": "worse"}).json()["active"] == A
         stale = timedelta(seconds=GatewaySettings().pointer_stale)
         wait_until(lambda: oldest_heartbeat(store) > stale, what="the frozen copy's age")
-        assert not store.releases.drained(B, gateways_seen=timedelta(hours=1))
+        assert not idle(store, B)
         rename(store, "pointer", "elsewhere")
     finally:
         frozen.process.send_signal(signal.SIGCONT)
@@ -178,7 +177,7 @@ def test_a_copy_that_slept_over_a_rollback_and_cannot_see_the_pointer_answers_no
     rename(store, "elsewhere", "pointer")
     wait_until(lambda: frozen.post("/v1/vqa", BODY).status_code == 200, what="the copy's recovery")
     assert {exchange.model for exchange in engine.exchanges} == {A}
-    wait_until(lambda: store.releases.drained(B, gateways_seen=SEEN), what="the drain of B")
+    wait_until(lambda: idle(store, B), what="the drain of B")
 
 
 def test_what_an_agent_reports_is_every_copys_view(copies, store, engine):
