@@ -35,7 +35,7 @@ def leave_the_base_alone() -> None:
 
     def bgmv_shrink(inputs, lora_a, output, adapters, scaling=1.0):
         shrink(inputs, lora_a, output, adapters, scaling)
-        output[adapters < 0] = 0
+        output.masked_fill_((adapters < 0)[:, None], 0)  # one index may stand for all rows
 
     lora_ops.bgmv_shrink = torch_ops.bgmv_shrink = bgmv_shrink
 
