@@ -53,9 +53,9 @@ def _no_drain() -> None:
     from hscr.store import releases  # noqa: PLC0415
     from workers import agent  # noqa: PLC0415
 
-    def wanted(connection: Any) -> set[str]:
+    def wanted(connection: Any) -> list[str]:
         present = releases._pointer(connection)
-        return {name for name in (present.active, present.candidate) if name}
+        return [name for name in (present.active, present.candidate) if name]
 
     async def at_once(self: agent.Agent, undesired: set[str]) -> None:
         for name in sorted(undesired):

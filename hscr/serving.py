@@ -110,6 +110,8 @@ class Serving:
 
 _SWITCHES = (
     "--enable-lora",
+    # Otherwise vLLM wraps the head as well, and `prompt_logprobs` ends the engine (vllm#29955).
+    *("--lora-target-modules", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     "--enable-mm-embeds",  # projected visual tokens as input: how visual dependence is scored
     "--enable-prefix-caching",
     "--disable-uvicorn-access-log",

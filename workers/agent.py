@@ -151,6 +151,9 @@ class Agent:
             await self._give_up(version, f"{name}: {error.detail}", unfit=False)
         except HscrError as error:
             await self._give_up(version, f"{name}: {error.detail}", unfit=isinstance(error, AdapterRefused))
+        except OSError as error:  # the engine's are EngineErrors
+            problem = f"{name}: The store cannot be read ({type(error).__name__})."
+            await self._give_up(version, problem, unfit=False)
         else:
             self._probed.add(name)
             self._problems.pop(name, None)
@@ -164,7 +167,8 @@ class Agent:
         folder = self._store.blobs.folder(version.digest).absolute()
         if present.get(name) == str(folder):
             return  # this agent's work, before it was started again
-        await self._check(version, folder)
+        base = self._settings.model_path
+        await asyncio.to_thread(check_adapter, folder, base, digest=version.digest)
         if name in present:
             await self._unload(name, present)  # somebody's, and of what files is not known
         if len(present) >= self._settings.adapter_slots:
@@ -174,15 +178,6 @@ class Agent:
             )
         await self._engine.load_adapter(name, folder)
         present[name] = str(folder)
-
-    async def _check(self, version: AdapterVersion, folder: Path) -> None:
-        base = self._settings.model_path
-        try:
-            await asyncio.to_thread(check_adapter, folder, base, digest=version.digest)
-        except OSError as error:
-            raise StoreError(
-                f"Its files cannot be read ({type(error).__name__}).", remedy="Check the store's folder."
-            ) from error
 
     async def _probe(self, version: AdapterVersion, present: dict[str, str | None]) -> None:
         try:

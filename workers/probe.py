@@ -5,6 +5,7 @@ correlation with the trainer's must be at least 0.9, and its mean error at most 
 error that the base model itself shows in this engine, whichever is larger.
 """
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from statistics import correlation, fmean
@@ -50,9 +51,12 @@ async def check_shift(engine: EngineClient, base: str, version: AdapterVersion, 
     """
     differs, tokens = False, list[Token]()
     items = _available(version.probe.get("items", []), blobs)
-    for item, image in items:
-        adapted = await _ask(engine, version.name, item["question"], image)
-        plain = await _ask(engine, base, item["question"], image)
+    # All at once: between two steps of a busy engine they wait together instead of one after another.
+    asked = [
+        _ask(engine, name, item["question"], image) for item, image in items for name in (version.name, base)
+    ]
+    said = await asyncio.gather(*asked)
+    for (item, _), adapted, plain in zip(items, said[::2], said[1::2], strict=True):
         differs |= _differ(adapted, plain)
         if adapted.text.strip() == item["completion"]:
             tokens += _tokens(item, adapted, plain)

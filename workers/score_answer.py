@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from hscr.engine import ChatRequest, EngineClient, Expected, Message, VisualTokens
-from hscr.errors import Conflict, NotFound
+from hscr.errors import Conflict
 from hscr.records import Answer, Replica, TokenDependence, VisualDependence
 from hscr.store.answers import add_answer_dependence, image_gone
 from workers.asking import asked
@@ -26,7 +26,7 @@ def score_answer(services: Services, lease: Lease) -> Done:
     """Raises Gone without the image, Conflict when the answer came from another base model than is here."""
     payload = ScoreAnswerPayload.model_validate(lease.job.payload)
     answer = services.store.answers.get(payload.answer_id)
-    services.store.answers.require_image(answer)
+    _require_image(services, answer)
     lease.hold(answer.provenance.adapter)
     with scratch(services, lease) as folder:
         seen = _seen(services, lease, payload, answer, folder)
@@ -51,6 +51,12 @@ def score_answer(services: Services, lease: Lease) -> Done:
     return Done({"answer": answer.id, "visual_dependence": found.score}, write=write)
 
 
+def _require_image(services: Services, answer: Answer) -> None:
+    services.store.answers.require_image(answer)
+    if not services.store.blobs.exists(answer.image.digest):
+        raise image_gone()
+
+
 def _seen(
     services: Services, lease: Lease, payload: ScoreAnswerPayload, answer: Answer, folder: Path
 ) -> dict[str, Any]:
@@ -62,10 +68,7 @@ def _seen(
         "dropping": payload.dropping.model_dump(),
         "out": str(folder),
     }
-    try:
-        seen = services.gpu.run("see", arguments, on_event=lambda _: None, check=lease.check)
-    except NotFound as error:
-        raise image_gone() from error
+    seen = services.gpu.run("see", arguments, on_event=lambda _: None, check=lease.check)
     _require_base(answer, seen["model_digest"], "this worker")
     return seen
 

@@ -30,17 +30,18 @@ def sweep(services: Services) -> None:
 
 
 def _drop_candidate(store: Store) -> None:
-    """One whose release died too often to clean up holds a slot of every engine."""
-    pointer = store.releases.pointer()
-    if pointer.candidate is None or pointer.share > 0:
+    """One that was only proposed, by a release that died too often to clean up, holds a slot everywhere."""
+    latest = next(iter(store.releases.history(limit=1)), None)
+    if latest is None or latest["action"] != "propose" or latest["body"]["candidate"] is None:
         return
     releases = [
         job.payload.get("version_name")
         for state in (JobState.QUEUED, JobState.RUNNING)
         for job in store.jobs.page(kind=JobKind.RELEASE, state=state)
     ]
-    if pointer.candidate not in releases:
-        store.releases.propose(None, actor="sweep", reason=f"no release of {pointer.candidate} goes on")
+    candidate = latest["body"]["candidate"]
+    if candidate not in releases:
+        store.releases.propose(None, actor="sweep", reason=f"no release of {candidate} goes on")
 
 
 def _running(store: Store, name: str) -> bool:

@@ -71,17 +71,20 @@ def prepare(vlm: VLM, pictures: Pictures, messages: Sequence[Message], *, contin
         raise InvalidQuestion(f"The request carries {len(images)} images.", remedy="Send at most one.")
     if not any(part.text.strip() for part in parts if isinstance(part, TextPart)):
         raise InvalidQuestion("The request carries no text.", remedy="Write what you want to know.")
-    _require_end(messages[-1], "assistant" if continued else "user")
+    _require_end(messages[-1], continued=continued)
     ids = vlm.chat_ids([_template_message(message) for message in messages], continued=continued)
     picture = _picture(vlm, pictures, images[0]) if images else None
     return Prompt(ids, picture, len(ids) + (vlm.image_token_count - 1 if picture else 0))
 
 
-def _require_end(last: Message, role: str) -> None:
-    if last.role != role or not any(isinstance(part, TextPart) and part.text.strip() for part in last.parts):
+def _require_end(last: Message, *, continued: bool) -> None:
+    if not continued and last.role != "user":
+        raise InvalidQuestion("The last message is not the user's.", remedy="End with a user message.")
+    said = any(isinstance(part, TextPart) and part.text.strip() for part in last.parts)
+    if continued and not (last.role == "assistant" and said):
         raise InvalidQuestion(
-            f"The last message is not the {role}'s, or says nothing.",
-            remedy="End with a user message, or with an assistant's and `continue_final_message`.",
+            "The last message is not the assistant's, or says nothing to continue.",
+            remedy="End with an assistant message, or leave `continue_final_message` out.",
         )
 
 

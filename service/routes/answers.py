@@ -157,8 +157,12 @@ def _lineage(store: Store, answer: Answer) -> Lineage:
     )
 
 
+_SERVES = {"promote": "active", "rollback": "active", "canary": "candidate"}
+"""Whom each action of the pointer's history made answer questions."""
+
+
 def _promotions(store: Store, version: str) -> list[PointerChange]:
-    """The changes that made the version serve."""
+    """The changes that made the version answer questions."""
     changes = store.releases.history(limit=_HISTORY)
-    serving = [change for change in changes if change["body"]["active"] == version]
-    return [PointerChange.model_validate(c) for c in serving if c["action"] in {"promote", "rollback"}]
+    serving = [c for c in changes if c["action"] in _SERVES and c["body"][_SERVES[c["action"]]] == version]
+    return [PointerChange.model_validate(change) for change in serving]

@@ -14,6 +14,9 @@ DIFFERENCES: dict[EngineKind, dict[str, str]] = {
         "always room for an adapter": "beyond --max-loras the least recently used makes room, and is read "
         "from its folder again when it is asked for",
         "ignores unknown options": "where the embedded engine refuses them",
+        "takes any number of visual tokens": "and makes the prompt that long; two numbers in one step "
+        "end the engine",
+        "answers unreadable visual tokens with 500": "none of their code is run, though",
         "obeys control tokens in a text": "only the gateway keeps them out",
         "accepts any role": "the chat template decides what it means",
         "answers a file's URL with 500": "it is not read, though",

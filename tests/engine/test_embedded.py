@@ -105,6 +105,19 @@ REFUSED = {
     "an image token in the text": (question(text("look: <image>")), "control tokens"),
     "an unknown option": (question(text("what?")) | {"best_of": 3}, "best_of"),
     "an empty stop string": (question(text("what?")) | {"stop": ""}, "stop"),
+    "a user's message to continue": (
+        question(text("what?")) | {"continue_final_message": True, "add_generation_prompt": False},
+        "not the assistant's",
+    ),
+    "both ends of a prompt": (question(text("what?")) | {"continue_final_message": True}, "must differ"),
+    "log-probs of a streamed prompt": (
+        question(text("what?")) | {"prompt_logprobs": 0, "stream": True},
+        "prompt_logprobs",
+    ),
+    "visual tokens that are no base64": (
+        question(text("what?"), {"type": "image_embeds", "image_embeds": "@"}),
+        "base64",
+    ),
     "an answer to continue": (
         question(text("what?")) | {"messages": [{"role": "assistant", "content": "yes"}]},
         "user",

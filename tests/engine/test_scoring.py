@@ -13,6 +13,7 @@ from hscr.engine import ChatRequest, Expected, Message, VisualTokens
 from hscr.errors import EngineError, EngineRejected, InvalidInput
 from hscr.records import Sampling
 from tests.engine.conftest import ask, png
+from tests.engine.differences import differs
 
 pytestmark = pytest.mark.anyio
 
@@ -25,9 +26,9 @@ MIXED = 1e-2
 
 
 @pytest.fixture
-async def kind(client) -> str:
+def kind(engine) -> str:
     """Which engine this is."""
-    return (await client.version()).engine
+    return engine.kind
 
 
 def saved(tokens: torch.Tensor) -> bytes:
@@ -161,14 +162,13 @@ async def test_half_precision_is_read_as_the_numbers_it_holds(client, vlm, kind)
     assert score == pytest.approx(own(vlm, tokens.float()), abs=TOLERANCE[kind])
 
 
-async def test_fewer_rows_are_refused_here_and_are_a_difference_between_engines(client, vlm, kind):
-    """vLLM makes the prompt as long as there are rows, which is deletion; the embedded engine refuses."""
+async def test_fewer_rows_are_refused_here_and_are_a_difference_between_engines(client, engine, vlm):
     kept = degrade(seen(vlm), 0.7, "delete", "key", 0).tokens
     with pytest.raises(InvalidInput, match=f"{len(kept)} visual tokens cannot stand for an image"):
         await client.score(given(kept), expected(vlm))
     asked = client.score(given(kept), expected(vlm, rows=len(kept)))
-    if kind == "vllm":
-        assert await asked == pytest.approx(own(vlm, kept), abs=TOLERANCE[kind])
+    if differs(engine, "takes any number of visual tokens"):
+        assert await asked == pytest.approx(own(vlm, kept), abs=TOLERANCE[engine.kind])
     else:
         with pytest.raises(EngineRejected, match="has shape"):
             await asked
@@ -217,12 +217,12 @@ def saved_object(value: object) -> bytes:
     return buffer.getvalue()
 
 
-async def test_what_is_no_visual_tokens_is_refused_and_harms_nobody(client, vlm, kind):
-    """vLLM runs nothing of it either, and blames itself with a 500 for what cannot be loaded."""
+async def test_what_is_no_visual_tokens_is_refused_and_harms_nobody(client, engine, vlm):
+    refusal = EngineError if differs(engine, "answers unreadable visual tokens with 500") else EngineRejected
     before = await client.score(given(seen(vlm)), expected(vlm))
     for data in unusable(vlm).values():
         image = VisualTokens(data=data, rows=vlm.image_token_count)
-        with pytest.raises(EngineError if kind == "vllm" else EngineRejected):
+        with pytest.raises(refusal):
             await client.score(given(None).but(image=image), expected(vlm))
     assert await client.score(given(seen(vlm)), expected(vlm)) == pytest.approx(before, abs=1e-6)
 

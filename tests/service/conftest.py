@@ -20,6 +20,7 @@ from hscr.records import AdapterVersion, Answer, Replica, Role, now
 from hscr.store.releases import add_adapter
 from hscr.store.settings import StoreSettings
 from hscr.store.store import Store
+from hscr.store.tables import gateways
 from service.app import create_app
 from service.settings import GatewaySettings
 from tests.engine.conftest import Running, png, save_adapter, start
@@ -240,6 +241,14 @@ def gateway(serve: Callable[..., Gateway], store: Store, engine: Running) -> Gat
     """A gateway with one replica and two known versions; the base model is active."""
     equip(store, engine)
     return serve()
+
+
+def idle(store: Store, version: str) -> bool:
+    """Whether every copy's heartbeat names the present epoch and nothing in flight on the version."""
+    epoch = store.releases.pointer().epoch
+    with store.database.read() as connection:
+        copies = connection.execute(gateways.select()).all()
+    return all(copy.epoch == epoch and version not in copy.in_flight for copy in copies)
 
 
 def equip(store: Store, engine: Running) -> None:

@@ -71,6 +71,9 @@ def test_a_share_of_the_studies_goes_to_the_candidate_and_stays_there(gateway):
     for named in (A, B):
         assert {gateway.answered(study=s, adapter=named).provenance.adapter for s in STUDIES} == {named}
     assert {gateway.answered(study=s, adapter="base").provenance.adapter for s in STUDIES} == {None}
+    (study,) = some(pointer, candidate=True, number=1)
+    lineage = gateway.get(f"/v1/answers/{gateway.answered(study=study).id}/lineage").json()
+    assert [change["action"] for change in lineage["promotions"]] == ["canary"]
 
 
 def test_without_a_study_the_image_is_drawn(gateway):

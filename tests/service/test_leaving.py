@@ -4,13 +4,12 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from time import monotonic
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.service.conftest import IMAGE, QUESTION, b64, replica
+from tests.service.conftest import IMAGE, QUESTION, b64, idle, replica
 from tests.service.scripted import Exchange, falls_silent, says_nothing, scripted
 from tests.waiting import wait_until
 
@@ -70,8 +69,7 @@ def test_a_client_that_stops_reading_holds_neither_memory_nor_a_version(serve, s
             print(f"{written / 2**20:.1f} of {PIECES * len(PIECE) / 2**20:.0f} MiB taken")  # noqa: T201
             assert written < HELD
             wait_until(lambda: gateway.metric("hscr_in_flight") == 1, what="only the scrape in flight")
-            drained = lambda: store.releases.drained("base", gateways_seen=timedelta(hours=1))  # noqa: E731
-            wait_until(drained, what="the version's release")
+            wait_until(lambda: idle(store, "base"), what="the version's release")
             received = b"".join(iter(lambda: connection.recv(65536), b""))
         assert received.startswith(b"HTTP/1.1 200")
         assert not received.endswith(b"0\r\n\r\n"), "the last chunk would say that the answer is whole"

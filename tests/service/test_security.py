@@ -37,6 +37,8 @@ ROUTES = [
     (Role.OPERATOR, "POST", "/v1/finetune-jobs"),
     (Role.OPERATOR, "POST", "/v1/evaluations"),
     (Role.OPERATOR, "POST", "/v1/adapters/x/promote"),
+    (Role.OPERATOR, "POST", "/v1/adapters/x/canary"),
+    (Role.OPERATOR, "POST", "/v1/adapters/end-canary"),
     (Role.OPERATOR, "POST", "/v1/adapters/rollback"),
     (Role.OPERATOR, "DELETE", "/v1/studies/x"),
 ]

@@ -75,3 +75,16 @@ def test_a_folder_without_its_marker_does_not_exist(tmp_path: Path) -> None:
         blobs.folder(digest)
     assert blobs.put_folder(source) == digest, "a half-written folder is written again"
     assert (blobs.folder(digest) / "adapter_model.safetensors").read_bytes() == b"weights"
+    (blobs.folder(digest) / "adapter_model.safetensors").write_bytes(b"rot")
+    assert blobs.put_folder(source) == digest, "a damaged one as well"
+    assert folder_digest(blobs.folder(digest)) == digest
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "../../etc/passwd", "/etc/passwd", "", "a" * 63, "A" * 64, "a" * 64 + "\n"]
+)
+def test_no_name_leads_out_of_the_blobs(tmp_path: Path, name: str) -> None:
+    blobs = Blobs(tmp_path)
+    for look in (blobs.path, blobs.get, blobs.exists, blobs.delete, blobs.folder_path, blobs.folder):
+        with pytest.raises(NotFound):
+            look(name)

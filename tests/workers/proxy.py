@@ -26,6 +26,8 @@ class Hold:
 
     call: Call
     answered: bool
+    sent: threading.Event = field(default_factory=threading.Event)
+    """set when the engine's machine has the call"""
     _here: threading.Event = field(default_factory=threading.Event)
     _go: threading.Event = field(default_factory=threading.Event)
 
@@ -77,9 +79,12 @@ class Proxy(ThreadingHTTPServer):
         return [call.version for call in self.calls if call.path == LOAD]
 
     def stop_held(self, call: Call, *, answered: bool) -> None:
-        for hold in tuple(self._holds):
-            if hold.call == call and hold.answered == answered:
+        for hold in self.holds(call):
+            if hold.answered == answered:
                 hold.stop()
+
+    def holds(self, call: Call) -> list[Hold]:
+        return [hold for hold in self._holds if hold.call == call]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -104,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             engine = HTTPConnection(self.server.target, timeout=_PATIENCE)
             engine.request(self.command, self.path, body, {"Content-Type": "application/json"})
+            for hold in self.server.holds(call):
+                hold.sent.set()
             reply = engine.getresponse()
             data = reply.read()
         except (OSError, HTTPException):

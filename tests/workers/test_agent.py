@@ -192,6 +192,26 @@ def engine_answers(engine: Engine, folders: list[Path]) -> list[str]:
     return answers
 
 
+def test_a_store_that_cannot_be_read_keeps_back_one_version_and_no_other(
+    store: Store, processes: Processes, engine: Engine, folders: list[Path], probes: list[Any]
+) -> None:
+    version = register(store, EMBEDDED_MODEL, folders[0], probes[0])
+    picture = store.blobs.path(probes[0]["items"][0]["image_digest"])
+    picture.rename(picture.with_suffix(".away"))
+    picture.mkdir()
+    other = register(store, EMBEDDED_MODEL, folders[1], {"items": []})
+    for name in (version.name, other.name):
+        store.releases.lease_version("job_1", name, timedelta(minutes=5))
+    start_agent(processes, engine)
+    wait_until(lambda: loaded(store) == (other.name,), seconds=60, what="the other version")
+    seen = wait_until(lambda: (now := replica(store)) and now.problem and now, what="the problem")
+    assert f"{version.name}: The store cannot be read (IsADirectoryError)" in seen.problem
+    assert seen.ready
+    picture.rmdir()
+    picture.with_suffix(".away").rename(picture)
+    wait_until(lambda: set(loaded(store)) == {version.name, other.name}, what="both")
+
+
 def test_a_restarted_engine_is_not_ready_before_it_has_what_serves(
     store: Store, processes: Processes, engine: Engine, folders: list[Path], probes: list[Any]
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hscr.records import Job, JobKind, JobState
 from hscr.store.store import Store
 from tests.workers.harness import add_sources
+from workers.app import app
 from workers.contract import FinetunePayload, GeneratePayload
 from workers.gpu import Gpu
 from workers.loop import Situation, consider_finetune, due, within_hours
@@ -98,6 +99,10 @@ def test_sources_without_consent_do_not_count(services: Services) -> None:
     sources = add_sources(services.store, 3)
     services.store.preferences.add_sources([sources[0].but(id="src_none", consent=False)])
     assert consider_finetune(services) is None
+
+
+def test_the_worker_knows_every_tick_that_beat_sends(settings: WorkerSettings) -> None:
+    assert {entry["task"] for entry in beat_schedule(settings).values()} <= set(app.tasks)
 
 
 def test_ticks_expire_before_they_pile_up(settings: WorkerSettings) -> None:

@@ -1,7 +1,6 @@
 """An answer's visual dependence by the engine that serves: real workers, a real engine, real HTTP."""
 
 import io
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
@@ -31,9 +30,9 @@ from hscr.records import (
 )
 from hscr.records import Image as ImageRecord
 from hscr.store.store import Store
-from tests.redis_server import free_port
+from tests.serving import EngineProcess
 from tests.waiting import wait_until
-from tests.workers.engines import Engine, loaded, probe, register, start_agent
+from tests.workers.engines import loaded, probe, register, start_agent
 from tests.workers.harness import Processes, finished, make_adapter, submit, succeeded
 from workers.contract import ScoreAnswerPayload
 from workers.gpu_work import Workbench
@@ -45,12 +44,10 @@ TOLERANCE = 1e-3
 """in nats, in fp32"""
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    running = Engine(EMBEDDED_MODEL, free_port())
-    running.start()
-    yield running
-    running.kill()
+@pytest.fixture(scope="module", params=["embedded", pytest.param("vllm", marks=pytest.mark.vllm)])
+def engine(request: pytest.FixtureRequest) -> EngineProcess:
+    """Each kind in turn."""
+    return request.getfixturevalue(f"phantom_{request.param}")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +56,7 @@ def vlm() -> VLM:
 
 
 @pytest.fixture
-def scorer(processes: Processes, engine: Engine) -> Processes:
+def scorer(processes: Processes, engine: EngineProcess) -> Processes:
     """Everything that a score needs, started."""
     start_agent(processes, engine)
     processes.relay()
@@ -159,14 +156,14 @@ def test_the_engine_scores_as_the_model_itself(
     wait_until(lambda: loaded(store) == (), seconds=30, what="the version being unloaded after its scores")
 
 
-def test_a_result_says_what_it_is(store: Store, scorer: Processes, vlm: VLM) -> None:
+def test_a_result_says_what_it_is(store: Store, scorer: Processes, engine: EngineProcess, vlm: VLM) -> None:
     (example,) = examples(1)
     answer = answered(store, *example)
     found = scored(store, answer)
     assert found.dropping == Dropping(mode="zero", rate=0.7, masks=8, seed=0)
     assert found.model_digest == vlm.digest
     assert (found.numeric_mode, found.vision_numeric_mode) == ("cpu/float32", "cpu/float32")
-    assert found.engine.startswith("embedded/")
+    assert found.engine.startswith(f"{engine.kind}/")
     ids = vlm.completion_ids(answer.text)[:-1]
     assert [token.text for token in found.tokens] == [vlm.tokenizer.decode([token]) for token in ids]
     content = [token for token in found.tokens if token.content]

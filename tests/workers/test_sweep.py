@@ -6,10 +6,13 @@ from datetime import timedelta
 
 import pytest
 
-from hscr.records import Job, JobKind, JobState
+from hscr.errors import HscrError
+from hscr.records import AdapterVersion, Job, JobKind, JobState
 from hscr.store.answers import hold_image
+from hscr.store.releases import add_adapter
 from hscr.store.store import Store
 from tests.waiting import wait_until
+from workers.contract import ReleasePayload
 from workers.gpu import Gpu
 from workers.services import Services
 from workers.settings import WorkerSettings
@@ -84,3 +87,26 @@ def test_forgotten_uploads_go_and_fresh_ones_stay(services: Services) -> None:
     os.utime(old, (day, day))
     sweep(services)
     assert list(aside.iterdir()) == [fresh]
+
+
+def test_a_candidate_is_dropped_when_no_release_of_it_goes_on(services: Services) -> None:
+    releases, jobs = services.store.releases, services.store.jobs
+    version = AdapterVersion(
+        name="a@1", digest="1" * 64, base_digest="b", job_id="j", config={}, records=1, records_digest="r"
+    )
+    with services.store.database.write() as connection:
+        add_adapter(connection, version, [])
+    payload = ReleasePayload(version_name="a@1", actor="a", reason="r").stored()
+    job = jobs.submit(Job(kind=JobKind.RELEASE, payload=payload))
+    releases.propose("a@1", actor="a", reason="r")
+    sweep(services)
+    assert releases.pointer().candidate == "a@1", "its release waits"
+    jobs.claim(job.id, "w", timedelta(minutes=1))
+    sweep(services)
+    assert releases.pointer().candidate == "a@1", "its release runs"
+    jobs.fail(job.id, 1, HscrError("over"))
+    sweep(services)
+    assert releases.pointer().candidate is None
+    epoch = releases.pointer().epoch
+    sweep(services)
+    assert releases.pointer().epoch == epoch, "once"
