@@ -42,6 +42,7 @@ class Stand:
         self.processes = Processes(folder, self.settings)
         self.versions: list[str] = []
         self.texts: dict[str, str] = {}
+        self.whole = True
 
     def start(self, folders: list[Path], probes: list[Any]) -> None:
         """The second version serves and the first is the previous one."""
@@ -123,8 +124,11 @@ def made(
 
 @pytest.fixture
 def stand(made: Stand) -> Iterator[Stand]:
+    assert made.whole, "an earlier test left the stand broken"
+    made.whole = False
     assert made.pointer.active is not None
     made.settled(made.pointer.active)
+    made.whole = True
     yield made
     sys.stderr.write(made.processes.logs())  # pytest shows it when the test failed
 
