@@ -5,6 +5,7 @@ timeout) instead of failing at its first write. PostgreSQL writes by READ COMMIT
 `hscr/store/writers.py`. On both a reader sees one state of everything, however many queries it makes.
 """
 
+import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from hscr.errors import DatabaseUnavailable, SchemaOutdated, StoreError
@@ -50,7 +51,8 @@ class Database:
             self._engine = self._reader = create_engine(self.url)
             _prepare_sqlite(self._engine, self.url)
         else:
-            self._engine = create_engine(self.url, pool_pre_ping=True, connect_args=_POSTGRES)
+            self._engine = create_engine(self.url, connect_args=_POSTGRES)
+            _prepare_postgresql(self._engine)
             self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ")
 
     @contextmanager
@@ -141,6 +143,24 @@ def _answering() -> Iterator[None]:
             f"The database did not answer ({kind}).",
             remedy="Try again; if it lasts, check HSCR_DATABASE_URL and that the server runs: `hscr doctor`.",
         ) from error
+
+
+def _prepare_postgresql(engine: Engine) -> None:
+    """A connection that its server closed is replaced when it leaves the pool, with all others made before.
+
+    An idle socket with something to read carries the server's goodbye, or the kernel's for a dead one. Asking
+    the server each time instead (`pool_pre_ping`) would be a round trip for every transaction.
+    """
+
+    @event.listens_for(engine, "checkout")
+    def _on_checkout(connection: Any, _record: Any, _proxy: Any) -> None:
+        poll = select.poll()
+        try:
+            poll.register(connection.fileno(), select.POLLIN)
+            if poll.poll(0):
+                engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError from error
 
 
 def _prepare_sqlite(engine: Engine, url: URL) -> None:

@@ -19,6 +19,7 @@ from hscr.store.keys import claim_idempotency
 from hscr.store.tables import job_events, jobs, outbox
 
 MAX_ATTEMPTS = 3
+_NEW_JOB, _DUE, _TOLD = insert(jobs), insert(outbox).inline(), insert(job_events)
 _FIELDS = [column for column in jobs.c if column.name in Job.model_fields]
 
 
@@ -194,8 +195,8 @@ class Jobs:
 
 def submit_in(connection: Connection, job: Job) -> None:
     """Row, outbox entry and first event in the caller's transaction."""
-    connection.execute(insert(jobs).values(**job.model_dump(), last_event=1))
-    connection.execute(insert(outbox).values(job_id=job.id, kind=job.kind, created_at=now()))
+    connection.execute(_NEW_JOB, {**job.model_dump(), "last_event": 1})
+    connection.execute(_DUE, {"job_id": job.id, "kind": job.kind, "created_at": now()})
     _write_event(connection, job.id, 1, "state", {"state": job.state})
 
 
@@ -225,7 +226,7 @@ def _requeue(connection: Connection, job_id: str, reason: str) -> None:
     row = connection.execute(
         update(jobs).where(jobs.c.id == job_id).values(**free).returning(jobs.c.kind)
     ).one()
-    connection.execute(insert(outbox).values(job_id=job_id, kind=row.kind, created_at=now()))
+    connection.execute(_DUE, {"job_id": job_id, "kind": row.kind, "created_at": now()})
     _event(connection, job_id, "state", {"state": JobState.QUEUED, "reason": reason})
 
 
@@ -256,9 +257,8 @@ def _event(connection: Connection, job_id: str, kind: str, data: dict[str, Any])
 
 
 def _write_event(connection: Connection, job_id: str, seq: int, kind: str, data: dict[str, Any]) -> None:
-    connection.execute(
-        insert(job_events).values(job_id=job_id, seq=seq, type=kind, data=data, created_at=now())
-    )
+    values = {"job_id": job_id, "seq": seq, "type": kind, "data": data, "created_at": now()}
+    connection.execute(_TOLD, values)
 
 
 def _problem(error: HscrError) -> dict[str, str]:

@@ -4,7 +4,7 @@ import hashlib
 import secrets
 from datetime import datetime
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from hscr.errors import Conflict, IdempotencyConflict, NotFound
 from hscr.records import ApiKey, Role, new_id, now
@@ -13,6 +13,7 @@ from hscr.store.tables import api_keys, idempotency_keys
 from hscr.store.writers import add_once
 
 PREFIX = "hscr_sk_"
+_LIVE = select(api_keys).where(api_keys.c.hash == bindparam("hash"), api_keys.c.revoked_at.is_(None))
 
 
 class Keys:
@@ -34,9 +35,8 @@ class Keys:
 
     def verify(self, secret: str) -> ApiKey | None:
         """The live key with this secret, or None."""
-        query = select(api_keys).where(api_keys.c.hash == _hash(secret), api_keys.c.revoked_at.is_(None))
         with self._database.read() as connection:
-            row = connection.execute(query).mappings().first()
+            row = connection.execute(_LIVE, {"hash": _hash(secret)}).mappings().first()
         return None if row is None else _key(dict(row))
 
     def page(self) -> list[ApiKey]:

@@ -13,6 +13,7 @@ Locks are taken in the order job, idempotency key, `referring`, rows; so no two 
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection, Table, func, select
@@ -30,15 +31,24 @@ def upsert(connection: Connection, table: Table) -> Any:
 
 def add_once(connection: Connection, table: Table, **values: Any) -> bool:
     """Insert unless a row with one of the table's keys is there, also if it is only about to be."""
-    query = upsert(connection, table).values(**values).on_conflict_do_nothing()
-    return connection.execute(query.returning(*table.primary_key)).first() is not None
+    return connection.execute(_add_once(connection.dialect.name, table), values).first() is not None
 
 
 def put(connection: Connection, table: Table, **values: Any) -> None:
     """Insert, or replace the row with the same primary key."""
-    query = upsert(connection, table).values(**values)
-    replaced = {name: query.excluded[name] for name in values if not table.c[name].primary_key}
-    connection.execute(query.on_conflict_do_update(index_elements=list(table.primary_key), set_=replaced))
+    connection.execute(_put(connection.dialect.name, table, tuple(values)), values)
+
+
+@cache  # building a statement takes as long as sending it
+def _add_once(dialect: str, table: Table) -> Any:
+    return _INSERT[dialect](table).on_conflict_do_nothing().returning(*table.primary_key)
+
+
+@cache
+def _put(dialect: str, table: Table, names: tuple[str, ...]) -> Any:
+    query = _INSERT[dialect](table)
+    replaced = {name: query.excluded[name] for name in names if not table.c[name].primary_key}
+    return query.on_conflict_do_update(index_elements=list(table.primary_key), set_=replaced)
 
 
 def referring(connection: Connection) -> None:
