@@ -192,7 +192,7 @@ async def _drained(store: Store) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench-jobs", description=__doc__)
     parser.add_argument("--gateways", type=int, default=2)
-    parser.add_argument("--worker-threads", type=int, default=4)
+    parser.add_argument("--worker-threads", type=int, default=8)
     parser.add_argument("--warm", type=float, default=3)
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     parser.add_argument("--kills", type=int, default=50)

@@ -13,7 +13,7 @@ from service.security import require_role
 from service.state import State
 
 
-def _state(request: Request) -> State:
+async def _state(request: Request) -> State:  # FastAPI would run a plain function in another thread
     state = request.app.state.gateway
     assert isinstance(state, State)
     return state

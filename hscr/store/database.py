@@ -42,23 +42,30 @@ _POSTGRES: dict[str, Any] = {
 
 
 class Database:
-    """One pool of connections. `read()` and `write()` are the only ways in."""
+    """One pool of connections. `read()`, `look()` and `write()` are the only ways in."""
 
     def __init__(self, url: str) -> None:
         """Raises StoreError for what is no URL of a database this store speaks to."""
         self.url = database_url(url)
         if self.url.get_backend_name() == "sqlite":
-            self._engine = self._reader = create_engine(self.url)
+            self._engine = self._reader = self._looker = create_engine(self.url)
             _prepare_sqlite(self._engine, self.url)
         else:
             self._engine = create_engine(self.url, connect_args=_POSTGRES)
             _prepare_postgresql(self._engine)
             self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ")
+            self._looker = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """One state of the database for all queries of the block. Raises DatabaseUnavailable."""
         with _answering(), self._reader.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def look(self) -> Iterator[Connection]:
+        """For one query, which needs no BEGIN and COMMIT around it. Raises DatabaseUnavailable."""
+        with _answering(), self._looker.connect() as connection:
             yield connection
 
     @contextmanager

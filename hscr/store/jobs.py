@@ -19,6 +19,8 @@ from hscr.store.keys import claim_idempotency
 from hscr.store.tables import job_events, jobs, outbox
 
 MAX_ATTEMPTS = 3
+_RESENT = 1000
+"""messages at most that one sweep takes for forgotten: a long queue is not doubled at each"""
 _NEW_JOB, _DUE, _TOLD = insert(jobs), insert(outbox).inline(), insert(job_events)
 _FIELDS = [column for column in jobs.c if column.name in Job.model_fields]
 
@@ -42,7 +44,7 @@ class Jobs:
         return job
 
     def get(self, job_id: str) -> Job:
-        with self._database.read() as connection:
+        with self._database.look() as connection:
             return _get(connection, job_id)
 
     def page(
@@ -187,9 +189,9 @@ class Jobs:
             for job in [_job(row) for row in connection.execute(query).mappings()]:
                 _recover(connection, job)
                 touched.append(job.id)
-            for job_id in connection.execute(_forgotten(moment - unclaimed_for)).scalars().all():
-                connection.execute(update(outbox).where(outbox.c.job_id == job_id).values(sent_at=None))
-                touched.append(job_id)
+            forgotten = connection.execute(_forgotten(moment - unclaimed_for)).scalars().all()
+            connection.execute(update(outbox).where(outbox.c.job_id.in_(forgotten)).values(sent_at=None))
+            touched += forgotten
         return touched
 
 
@@ -205,7 +207,7 @@ def _forgotten(before: datetime) -> Select[str]:
     newest = select(func.max(outbox.c.sent_at)).where(outbox.c.job_id == jobs.c.id).scalar_subquery()
     unsent = select(outbox.c.id).where(outbox.c.job_id == jobs.c.id, outbox.c.sent_at.is_(None)).exists()
     forgotten = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, newest < before, ~unsent)
-    return forgotten.with_for_update(skip_locked=True)
+    return forgotten.with_for_update(skip_locked=True).limit(_RESENT)
 
 
 def _recover(connection: Connection, job: Job) -> None:

@@ -35,7 +35,7 @@ class Keys:
 
     def verify(self, secret: str) -> ApiKey | None:
         """The live key with this secret, or None."""
-        with self._database.read() as connection:
+        with self._database.look() as connection:
             row = connection.execute(_LIVE, {"hash": _hash(secret)}).mappings().first()
         return None if row is None else _key(dict(row))
 
@@ -51,7 +51,7 @@ class Keys:
                 raise NotFound(f"No live key {key_id}.", remedy="`hscr keys list` shows them.")
 
     def any(self) -> bool:
-        with self._database.read() as connection:
+        with self._database.look() as connection:
             query = select(api_keys.c.id).where(api_keys.c.revoked_at.is_(None)).limit(1)
             return connection.execute(query).first() is not None
 

@@ -10,6 +10,7 @@ import pytest
 from hscr.doctor import Check, Status, examine
 from hscr.store.database import Database
 from tests.cli.running import hscr
+from tests.postgres_server import PASSWORD, PostgresServer
 
 CLOSED = "127.0.0.1:9"
 """The discard port: nothing listens there."""
@@ -51,6 +52,32 @@ def test_redis_that_does_not_answer(tmp_path: Path) -> None:
     assert "Connection refused" in found.found
     assert "secret" not in found.found
     assert "HSCR_REDIS_URL" in found.fix
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://hscr:s3cret@{CLOSED}/hscr",
+        f"postgres://{CLOSED}/hscr?password=s3cret",
+        "mysql://a:s3cret@b/c",
+    ],
+)
+def test_a_database_that_cannot_be_reached_is_told_without_its_password(tmp_path: Path, url: str) -> None:
+    found = check("Database", tmp_path, HSCR_DATABASE_URL=url)
+    assert found.status is Status.WRONG
+    assert "s3cret" not in str(found)
+    assert "HSCR_DATABASE_URL" in found.fix + found.found
+
+
+def test_a_postgresql_of_this_revision_is_named_without_its_password(
+    tmp_path: Path, postgres: PostgresServer
+) -> None:
+    url = postgres.migrated()
+    found = check("Database", tmp_path, HSCR_DATABASE_URL=f"{url}?application_name=s3cret")
+    assert found.status is Status.OK, found
+    assert url.rpartition("/")[2] in found.found
+    assert PASSWORD not in found.found
+    assert "s3cret" not in found.found
 
 
 def test_a_database_of_another_revision(tmp_path: Path) -> None:
