@@ -25,6 +25,8 @@ HscrError
 │   ├── EngineRejected           a replica answered with a client error
 │   └── EngineInterrupted        a replica went away in the middle of a stream
 ├── StoreError
+│   ├── StoreFull                no space is left for rows or bytes: everything goes on when there is
+│   ├── StoreReadOnly            the disk of rows or bytes was made read-only
 │   └── SchemaOutdated           the database's revision is not the code's
 ├── JobCancelled                 somebody asked the job to stop
 └── DependencyMissing            an optional package or program is not installed
@@ -185,6 +187,20 @@ class EngineInterrupted(EngineError):
 class StoreError(HscrError):
     slug = "store-error"
     title = "The database failed"
+
+
+class StoreFull(StoreError):
+    """Nothing half-written is kept, and what was accepted goes on by itself once there is space again."""
+
+    slug = "store-full"
+    title = "No space is left on the store's disk"
+
+
+class StoreReadOnly(StoreError):
+    """As with a full disk, everything goes on by itself once the store can be written again."""
+
+    slug = "store-read-only"
+    title = "The store's disk cannot be written to"
 
 
 class SchemaOutdated(StoreError):

@@ -19,6 +19,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from hscr.errors import SchemaOutdated, StoreError
+from hscr.store.disk import disk_errors
 
 BUSY_TIMEOUT_MS = 15_000
 _WRITE = "hscr_write"
@@ -43,7 +44,7 @@ class Database:
         """One transaction: committed at the end, rolled back on any exception. No I/O inside."""
         with self._connection() as connection:
             writer = connection.execution_options(**{_WRITE: True})
-            with writer.begin():
+            with disk_errors(), writer.begin():
                 yield writer
 
     @contextmanager

@@ -137,13 +137,7 @@ class Jobs:
     def cancel(self, job_id: str) -> Job:
         """Stop a job: a queued one at once, a running one as soon as its worker sees the request."""
         with self._database.write() as connection:
-            job = _get(connection, job_id)
-            if job.state.final:
-                raise Conflict(f"The job is already {job.state}.", remedy="There is nothing left to cancel.")
-            connection.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested=True))
-            if job.state is JobState.QUEUED:
-                _finish(connection, job_id, JobState.CANCELLED)
-            return _get(connection, job_id)
+            return cancel_in(connection, job_id)
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 500) -> list[JobEvent]:
         query = (
@@ -184,6 +178,17 @@ class Jobs:
                 connection.execute(update(outbox).where(outbox.c.job_id == job_id).values(sent_at=None))
                 touched.append(job_id)
         return touched
+
+
+def cancel_in(connection: Connection, job_id: str) -> Job:
+    """`Jobs.cancel` in the caller's transaction. Raises NotFound, Conflict for a job that has ended."""
+    job = _get(connection, job_id)
+    if job.state.final:
+        raise Conflict(f"The job is already {job.state}.", remedy="There is nothing left to cancel.")
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested=True))
+    if job.state is JobState.QUEUED:
+        _finish(connection, job_id, JobState.CANCELLED)
+    return _get(connection, job_id)
 
 
 def submit_in(connection: Connection, job: Job) -> None:

@@ -22,6 +22,7 @@ from hscr.records import (
     VersionCounts,
     now,
 )
+from hscr.store.blobs import Blobs
 from hscr.store.database import Database
 from hscr.store.tables import (
     adapter_records,
@@ -50,11 +51,19 @@ class Releases:
         with self._database.read() as connection:
             return _adapter(connection, name)
 
-    def adapters(self, *, limit: int = 100) -> list[AdapterVersion]:
-        """Newest first."""
+    def adapters(self, *, limit: int | None = 100) -> list[AdapterVersion]:
+        """Newest first; with None all of them."""
         query = select(adapters.c.body).order_by(adapters.c.created_at.desc()).limit(limit)
         with self._database.read() as connection:
             return [AdapterVersion.model_validate(body) for body in connection.execute(query).scalars()]
+
+    def drop_unknown(self, digest: str, blobs: Blobs) -> bool:
+        """Throw away a stored folder that is no version's; whoever registers one does so before or after."""
+        with self._database.write() as connection:
+            if connection.execute(select(adapters.c.name).where(adapters.c.digest == digest)).first():
+                return False
+            blobs.delete_folder(digest)
+            return True
 
     def refuse(self, name: str) -> None:
         """Mark a version as unsafe: nothing will load it again."""
