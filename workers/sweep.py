@@ -21,7 +21,9 @@ def sweep(services: Services) -> None:
     scratch += _older(store.blobs.root / "aside", settings.keep_temporary_seconds)
     for entry in scratch:  # first, because on a full disk nothing else can be done
         remove(entry)
-    touched = store.jobs.resend(unclaimed_for=timedelta(seconds=settings.unclaimed_seconds))
+    touched = store.jobs.resend(
+        unclaimed_for=timedelta(seconds=settings.unclaimed_seconds), silent_for=settings.lease
+    )
     _drop_candidate(store)
     expired = store.images.drop_unheld(store.answers.expire_images())
     if touched or expired or scratch:

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, and_, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select, update
 
 from hscr.errors import Conflict, HscrError, LeaseLost, NotFound
 from hscr.records import Job, JobEvent, JobKind, JobState, now
 from hscr.store.database import Database
 from hscr.store.keys import claim_idempotency
+from hscr.store.sightings import Sightings
 from hscr.store.tables import job_events, jobs, outbox
 
 MAX_ATTEMPTS = 3
@@ -25,6 +26,7 @@ _FIELDS = [column for column in jobs.c if column.name in Job.model_fields]
 class Jobs:
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._leases = Sightings(trusting=True)
 
     def submit(self, job: Job, *, idempotency: tuple[str, str] | None = None) -> Job:
         """Make the job durable and due. `idempotency` is (key, request digest), scoped to the job's API key.
@@ -71,16 +73,16 @@ class Jobs:
     # -- the worker's side ---------------------------------------------------------------------------------
 
     def claim(self, job_id: str, owner: str, lease: timedelta) -> Job | None:
-        """Take the job if nobody holds it. None when it is done, cancelled, or in other hands."""
+        """Take the job if nobody holds it. None when it is done, cancelled, or in other hands.
+
+        Dead hands count until `resend` has seen them still for long enough: by a clock that jumped or is
+        another machine's, a lease may look over that is not.
+        """
         with self._database.write() as connection:
             moment = now()
-            free = or_(
-                jobs.c.state == JobState.QUEUED,
-                and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_expires_at < moment),
-            )
             taken = connection.execute(
                 update(jobs)
-                .where(jobs.c.id == job_id, free, jobs.c.cancel_requested.is_(False))
+                .where(jobs.c.id == job_id, jobs.c.state == JobState.QUEUED, ~jobs.c.cancel_requested)
                 .values(
                     state=JobState.RUNNING,
                     attempt=jobs.c.attempt + 1,
@@ -162,22 +164,32 @@ class Jobs:
         with self._database.write() as connection:
             connection.execute(update(outbox).where(outbox.c.id.in_(entries)).values(sent_at=now()))
 
-    def resend(self, *, unclaimed_for: timedelta) -> list[str]:
+    def resend(self, *, unclaimed_for: timedelta, silent_for: timedelta) -> list[str]:
         """Send again what a dead worker held or the queue forgot; park what failed too often.
 
-        Returns the ids of the jobs that were requeued or parked.
+        Dead is who has not renewed the lease for `silent_for` while this process looked on, whatever the
+        clocks say. Returns the ids of the jobs that were requeued or parked.
         """
         moment = now()
-        expired = and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_expires_at < moment)
+        expired = jobs.c.id.in_(self._silent(silent_for))
         touched = []
         with self._database.write() as connection:
             for job in [_job(row) for row in connection.execute(select(*_FIELDS).where(expired)).mappings()]:
                 _recover(connection, job)
                 touched.append(job.id)
-            for job_id in connection.execute(_forgotten(moment - unclaimed_for)).scalars().all():
+            for job_id in connection.execute(_forgotten(moment, unclaimed_for)).scalars().all():
                 connection.execute(update(outbox).where(outbox.c.job_id == job_id).values(sent_at=None))
                 touched.append(job_id)
         return touched
+
+    def _silent(self, silent_for: timedelta) -> list[str]:
+        """Ids of the running jobs whose lease has stayed as it is for so long."""
+        query = select(jobs.c.id, jobs.c.attempt, jobs.c.lease_expires_at)
+        with self._database.read() as connection:
+            running = connection.execute(query.where(jobs.c.state == JobState.RUNNING)).all()
+        stamps = {f"{row.id}/{row.attempt}": row.lease_expires_at for row in running}
+        alive = self._leases.alive(stamps, silent_for)
+        return [row.id for row in running if f"{row.id}/{row.attempt}" not in alive]
 
 
 def cancel_in(connection: Connection, job_id: str) -> Job:
@@ -198,11 +210,15 @@ def submit_in(connection: Connection, job: Job) -> None:
     _event(connection, job.id, "state", {"state": job.state})
 
 
-def _forgotten(before: datetime) -> Select[str]:
-    """Queued jobs whose newest message was sent long ago and which nobody has claimed since."""
+def _forgotten(moment: datetime, unclaimed_for: timedelta) -> Select[str]:
+    """Queued jobs whose newest message was sent long ago and which nobody has claimed since.
+
+    A message that was sent well ahead of now was sent before the clock was set back.
+    """
     newest = select(func.max(outbox.c.sent_at)).where(outbox.c.job_id == jobs.c.id).scalar_subquery()
     unsent = select(outbox.c.id).where(outbox.c.job_id == jobs.c.id, outbox.c.sent_at.is_(None)).exists()
-    return select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, newest < before, ~unsent)
+    lost = or_(newest < moment - unclaimed_for, newest > moment + abs(unclaimed_for))
+    return select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, lost, ~unsent)
 
 
 def _recover(connection: Connection, job: Job) -> None:

@@ -162,12 +162,12 @@ def test_a_disk_that_fills_while_the_engine_answers_gives_no_answer_that_is_not_
 
 
 def test_with_bytes_on_a_read_only_disk_nothing_is_asked(settings, store, scripted_engine):
-    with small_disk(settings.blobs, megabytes=1) as blobs:
-        with serving(settings, store, min_free_bytes=0) as gateway:
-            with blobs.read_only():
-                wait_until(lambda: gateway.get("/readyz").status_code == 503, what="the gateway's notice")
-                refused = gateway.ask()
-                assert (refused.status_code, refused.json()["type"]) == (503, "/problems/store-read-only")
-                assert scripted_engine.exchanges == []
-            wait_until(lambda: gateway.get("/readyz").status_code == 200, what="readiness by itself")
-            assert gateway.ask().status_code == 200
+    disk = small_disk(settings.blobs, megabytes=1)
+    with disk as blobs, serving(settings, store, min_free_bytes=0) as gateway:
+        with blobs.read_only():
+            wait_until(lambda: gateway.get("/readyz").status_code == 503, what="the gateway's notice")
+            refused = gateway.ask()
+            assert (refused.status_code, refused.json()["type"]) == (503, "/problems/store-read-only")
+            assert scripted_engine.exchanges == []
+        wait_until(lambda: gateway.get("/readyz").status_code == 200, what="readiness by itself")
+        assert gateway.ask().status_code == 200
