@@ -26,6 +26,7 @@ from hscr.records import (
     PreferenceRecord,
     Record,
     Sampling,
+    Tombstone,
     Verdict,
     VersionCounts,
     VisualDependence,
@@ -290,6 +291,10 @@ class Client:
     def delete_study(self, study: str) -> dict[str, Any]:
         """Forget a study and what was derived from it; tells which adapters were trained on it."""
         return self._http.delete(f"/v1/studies/{study}")
+
+    def tombstone(self, study: str) -> Tombstone:
+        """What is left of a deleted study. Raises NotFound."""
+        return _record(Tombstone, self._http.get(f"/v1/studies/{study}"))
 
     def ready(self) -> bool:
         """Whether the gateway answers questions now."""

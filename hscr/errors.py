@@ -26,6 +26,8 @@ HscrError
 │   └── EngineInterrupted        a replica went away in the middle of a stream
 ├── StoreError
 │   ├── DatabaseUnavailable      the database is away or did not answer: nothing was kept, try again
+│   ├── StoreFull                no space is left for rows or bytes: everything goes on when there is
+│   ├── StoreReadOnly            the disk of rows or bytes was made read-only
 │   └── SchemaOutdated           the database's revision is not the code's
 ├── JobCancelled                 somebody asked the job to stop
 └── DependencyMissing            an optional package or program is not installed
@@ -193,6 +195,20 @@ class DatabaseUnavailable(StoreError):
 
     slug = "database-unavailable"
     title = "The database is away or did not answer"
+
+
+class StoreFull(StoreError):
+    """Nothing half-written is kept, and what was accepted goes on by itself once there is space again."""
+
+    slug = "store-full"
+    title = "No space is left on the store's disk"
+
+
+class StoreReadOnly(StoreError):
+    """As with a full disk, everything goes on by itself once the store can be written again."""
+
+    slug = "store-read-only"
+    title = "The store's disk cannot be written to"
 
 
 class SchemaOutdated(StoreError):

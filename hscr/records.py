@@ -357,6 +357,15 @@ class VisualDependence(Record):
     created_at: datetime = Field(default_factory=now)
 
 
+class Tombstone(Record):
+    """What is left of a deleted study: no new material is taken under its name."""
+
+    study: str
+    actor: str = Field(description="the API key that deleted it")
+    created_at: datetime = Field(description="when it was deleted")
+    adapters: tuple[str, ...] = Field(description="versions trained on it; training again leaves it out")
+
+
 class JobKind(StrEnum):
     GENERATE = "generate"
     FINETUNE = "finetune"

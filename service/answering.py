@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from typing import Any, Self, TypeVar
 
@@ -209,8 +210,9 @@ async def kept(
             key_id=ask.key.id,
             train_consent=ask.key.train_consent,
         )
-        store.blobs.put(prepared.png)
-        return store.answers.add(answer, image_ttl=ttl, idempotency=ask.idempotency)
+        put = partial(store.blobs.put, prepared.png)
+        put()  # before the transaction, which is to find it done
+        return store.answers.add(answer, image_ttl=ttl, idempotency=ask.idempotency, put_image=put)
 
     answer = await state.db(keep, state.store)
     _account(state, answer, usage)

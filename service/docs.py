@@ -19,7 +19,9 @@ _REF = "#/components/schemas/{model}"
 _UPLOADS = (schemas.VqaBody, schemas.CaptionBody)
 _BODIES = (*_UPLOADS, schemas.ChatBody, schemas.PreferenceJobBody)
 
-ALWAYS = (e.InvalidInput, e.Unauthenticated, e.Forbidden, e.StoreError, InternalError)
+ALWAYS = (
+    e.InvalidInput, e.Unauthenticated, e.Forbidden, e.StoreError, e.StoreFull, e.StoreReadOnly, InternalError,
+)  # fmt: skip
 """What any route behind a key may answer with."""
 
 SENDING = (*ALWAYS, e.ImageTooLarge)

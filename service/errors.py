@@ -45,13 +45,14 @@ STATUS: dict[type[HscrError], int] = {
     e.EngineError: 502,
     e.EngineUnavailable: 503,
     e.StoreError: 503,
+    e.StoreFull: 507,
     e.JobCancelled: 409,
     HttpRefusal: 415,
     HscrError: 500,
 }
 """A class that is not listed has the status of its nearest listed parent."""
 
-RETRY_AFTER = {429: "1", 503: "2"}
+RETRY_AFTER = {429: "1", 503: "2", 507: "30"}
 """Seconds a client should wait, by status, where the error itself knows no better."""
 
 

@@ -1,6 +1,6 @@
 """What Prometheus reads. Labels are routes, statuses and versions: never anything about a patient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -53,6 +53,18 @@ class Metrics:
         """Read both at each scrape: the epoch last seen, and the seconds since."""
         Gauge("hscr_pointer_epoch", "Epoch last seen", registry=self.registry).set_function(epoch)
         Gauge("hscr_pointer_age_seconds", "Since it was seen", registry=self.registry).set_function(age)
+
+    def watch_store(self, writable: Callable[[], float], lost: Mapping[str, Callable[[], float]]) -> None:
+        """Read at each scrape: whether answers can be kept, and what the last store check missed, by kind."""
+        writable_now = Gauge(
+            "hscr_store_writable", "0 while the disk is full or read-only", registry=self.registry
+        )
+        writable_now.set_function(writable)
+        missed = Gauge(
+            "hscr_store_lost_files", "Rows whose files were gone", ["kind"], registry=self.registry
+        )
+        for kind, count in lost.items():
+            missed.labels(kind).set_function(count)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -39,6 +39,7 @@ class PointerWatcher:
     def __init__(self, store: Store, engines: EnginePool, settings: GatewaySettings) -> None:
         self.pointer = Pointer()
         self.tally = Tally()
+        self.trouble: StoreError | None = None
         self._id = new_id("gateway")
         self._store = store
         self._engines = engines
@@ -65,8 +66,9 @@ class PointerWatcher:
         self._thread.close()
 
     async def refresh(self) -> None:
-        """See the pointer and the replicas, then say so."""
+        """See the disk, the pointer and the replicas, then say so."""
         began = monotonic()
+        self.trouble = await self._thread(self._store.disk.trouble)
         pointer, replicas, desired = await self._thread(self._look)
         # In this order: the new pointer may name what only the new view of the replicas has loaded.
         await self._engines.refresh(replicas, desired)
@@ -89,7 +91,9 @@ class PointerWatcher:
         return monotonic() - self._fresh_at
 
     def require_fresh(self) -> None:
-        """Raises PointerStale."""
+        """Raises PointerStale; StoreFull, StoreReadOnly while an answer could not be kept."""
+        if self.trouble is not None:
+            raise self.trouble.with_traceback(None)  # told again and again
         if self.age > self._settings.pointer_stale:
             raise PointerStale(
                 "The database could not be read lately, so nothing is admitted here.",

@@ -3,7 +3,9 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
+from hscr.store.check import last_findings
 from hscr.store.store import Store
 from service.engines import EnginePool
 from service.limits import Admission
@@ -44,6 +46,9 @@ async def opened(settings: GatewaySettings, metrics: Metrics) -> AsyncIterator[S
         stack.push_async_callback(pointer.close)
         await pointer.start()
         metrics.watch_pointer(lambda: pointer.pointer.epoch, lambda: pointer.age)
+        found = partial(last_findings, settings.blobs)
+        lost = {"image": lambda: len(found().lost_images), "adapter": lambda: len(found().lost_adapters)}
+        metrics.watch_store(lambda: pointer.trouble is None, lost)
         yield State(
             settings=settings,
             metrics=metrics,

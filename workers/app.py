@@ -17,7 +17,13 @@ from hscr.records import JobKind
 from hscr.store.store import Store
 from workers.broker import build
 from workers.canary import watch_canary
-from workers.contract import CONSIDER_FINETUNE_TASK, SWEEP_TASK, WATCH_CANARY_TASK, task_name
+from workers.contract import (
+    CHECK_STORE_TASK,
+    CONSIDER_FINETUNE_TASK,
+    SWEEP_TASK,
+    WATCH_CANARY_TASK,
+    task_name,
+)
 from workers.evaluate import evaluate
 from workers.finetune import finetune
 from workers.generate import generate
@@ -29,7 +35,7 @@ from workers.score import score
 from workers.score_answer import score_answer
 from workers.services import Services
 from workers.settings import WorkerSettings
-from workers.sweep import sweep
+from workers.sweep import check_store, sweep
 
 BODIES: dict[JobKind, Callable[[Services, Lease], Done]] = {
     JobKind.GENERATE: generate,
@@ -65,6 +71,10 @@ def _run(body: Callable[[Services, Lease], Done]) -> Callable[[str], None]:
 
 def _sweep() -> None:
     sweep(services())
+
+
+def _check_store() -> None:
+    check_store(services())
 
 
 def _consider_finetune() -> None:
@@ -104,6 +114,7 @@ def _close(**_: Any) -> None:
 for _kind, _body in BODIES.items():
     app.task(_run(_body), name=task_name(_kind))
 app.task(_sweep, name=SWEEP_TASK)
+app.task(_check_store, name=CHECK_STORE_TASK)
 app.task(_consider_finetune, name=CONSIDER_FINETUNE_TASK)
 app.task(_watch_canary, name=WATCH_CANARY_TASK)
 signals.worker_init.connect(_open, weak=False)

@@ -32,6 +32,7 @@ def task_name(kind: JobKind) -> str:
 
 
 SWEEP_TASK = "hscr.sweep"
+CHECK_STORE_TASK = "hscr.check_store"
 CONSIDER_FINETUNE_TASK = "hscr.consider_finetune"
 WATCH_CANARY_TASK = "hscr.watch_canary"
 

@@ -9,11 +9,12 @@ from sqlalchemy import Connection
 
 from hscr.errors import Conflict
 from hscr.records import AdapterVersion, JobKind, PreferenceRecord
+from hscr.store.preferences import all_live
 from hscr.store.releases import add_adapter
 from workers.adapter_check import check_adapter
 from workers.contract import FinetunePayload, ScorePayload
 from workers.gpu import Event
-from workers.leases import Done, Lease
+from workers.leases import AttemptOver, Done, Lease
 from workers.scratch import scratch
 from workers.services import Services
 
@@ -37,6 +38,9 @@ def finetune(services: Services, lease: Lease) -> Done:
     version = _version(lease, payload, records, digest, result)
 
     def write(connection: Connection) -> None:
+        if not all_live(connection, records):
+            raise AttemptOver("a study that it was trained on was deleted meanwhile")
+        services.store.blobs.folder(digest)
         add_adapter(connection, version, records)
 
     return Done(

@@ -19,7 +19,15 @@ from typing import Any, Self
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from hscr.errors import DatabaseUnavailable, HscrError, JobCancelled, LeaseLost, StoreError
+from hscr.errors import (
+    DatabaseUnavailable,
+    HscrError,
+    JobCancelled,
+    LeaseLost,
+    StoreError,
+    StoreFull,
+    StoreReadOnly,
+)
 from hscr.records import Job, JobKind, new_id
 from hscr.store.jobs import MAX_ATTEMPTS
 from hscr.store.store import Store
@@ -33,6 +41,10 @@ _OWNER = f"{socket.gethostname()}:{os.getpid()}:{new_id('worker')[-8:]}"
 
 class AttemptOver(Exception):
     """This attempt cannot go on, but another may: the worker must go, or its child died."""
+
+
+class DiskInTheWay(AttemptOver):
+    """There is no space to go on with, which no number of attempts is to be blamed for."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +154,9 @@ class Lease:
 
 def run_job(store: Store, job_id: str, body: Callable[[Lease], Done], terms: Terms) -> None:
     """Run `body` under a lease and settle the job, however that ends. Does nothing when the job is taken."""
+    if trouble := store.disk.trouble():
+        log.warning("%s: not begun, the sweeper sends it again later: %s", job_id, trouble.detail)
+        return
     job = store.jobs.claim(job_id, _OWNER, terms.lease)
     if job is None:
         log.info("%s: nothing to do for this message", job_id)
@@ -150,11 +165,13 @@ def run_job(store: Store, job_id: str, body: Callable[[Lease], Done], terms: Ter
         _attempt(store, job, body, terms)
     except LeaseLost:
         log.warning("%s: attempt %d lost its lease and wrote nothing more", job.id, job.attempt)
+    except StoreError as error:  # the database takes nothing: the lease runs out, and the sweeper goes on
+        log.warning("%s: attempt %d could not be settled (%s)", job.id, job.attempt, error.slug)
 
 
 def _attempt(store: Store, job: Job, body: Callable[[Lease], Done], terms: Terms) -> None:
     try:
-        with Lease(store, job, terms) as lease:
+        with _blaming_disk(store), Lease(store, job, terms) as lease:
             done = body(lease)
             lease.check()
             with lease.fenced() as connection:
@@ -163,7 +180,8 @@ def _attempt(store: Store, job: Job, body: Callable[[Lease], Done], terms: Terms
     except LeaseLost:
         raise
     except AttemptOver as over:
-        _hand_back(store, job, over, counted=not terms.stopping.is_set())
+        blameless = terms.stopping.is_set() or isinstance(over, DiskInTheWay)
+        _hand_back(store, job, over, counted=not blameless)
     except (DatabaseUnavailable, SQLAlchemyError) as error:
         failed = AttemptOver(f"the database failed ({type(error).__name__})")
         _hand_back(store, job, failed, counted=True)
@@ -175,6 +193,20 @@ def _attempt(store: Store, job: Job, body: Callable[[Lease], Done], terms: Terms
         frames = "".join(traceback.format_tb(error.__traceback__))
         log.error("%s: unexpected %s\n%s", job.id, type(error).__name__, frames)
         store.jobs.fail(job.id, job.attempt, _unexpected(error))
+
+
+@contextmanager
+def _blaming_disk(store: Store) -> Iterator[None]:
+    """Whatever fails while the disk is full may fail because of it, also in the child, and is tried again."""
+    try:
+        yield
+    except (LeaseLost, JobCancelled, AttemptOver):
+        raise
+    except Exception as error:
+        told = error if isinstance(error, StoreFull | StoreReadOnly) else store.disk.trouble()
+        if told is None:
+            raise
+        raise DiskInTheWay(told.detail) from error
 
 
 def _hand_back(store: Store, job: Job, over: AttemptOver, *, counted: bool) -> None:

@@ -2,14 +2,32 @@
 
 from typing import Any
 
-from workers.contract import CONSIDER_FINETUNE_TASK, CONTROL, SWEEP_TASK, WATCH_CANARY_TASK
+from celery.beat import PersistentScheduler
+
+from workers.contract import CHECK_STORE_TASK, CONSIDER_FINETUNE_TASK, CONTROL, SWEEP_TASK, WATCH_CANARY_TASK
 from workers.settings import WorkerSettings
+
+SKEW_SECONDS = 60
+"""how far the clocks of beat and worker may be apart"""
+
+
+class SteadyScheduler(PersistentScheduler):
+    """Goes on ticking when the clock is set back, where Celery's would wait until it is where it was."""
+
+    def tick(self, *args: Any, **named: Any) -> float:
+        ahead = [entry for entry in self.schedule.values() if entry.last_run_at > entry.default_now()]
+        for entry in ahead:
+            entry.last_run_at = entry.default_now()
+        if ahead:
+            self._heap = None  # its times are those of the old clock
+        return float(super().tick(*args, **named))
 
 
 def beat_schedule(settings: WorkerSettings) -> dict[str, Any]:
-    """A tick that no worker took before the next one is worth nothing, so it expires."""
+    """A tick that nobody took for long is worth nothing, so it expires, by the clocks of two machines."""
     ticks = {
         SWEEP_TASK: settings.sweep_seconds,
+        CHECK_STORE_TASK: settings.check_store_seconds,
         CONSIDER_FINETUNE_TASK: settings.consider_seconds,
         WATCH_CANARY_TASK: settings.canary_seconds,
     }
@@ -17,7 +35,7 @@ def beat_schedule(settings: WorkerSettings) -> dict[str, Any]:
         name: {
             "task": name,
             "schedule": seconds,
-            "options": {"queue": CONTROL, "expires": max(seconds, 1), "retry": False},
+            "options": {"queue": CONTROL, "expires": seconds + SKEW_SECONDS, "retry": False},
         }
         for name, seconds in ticks.items()
     }

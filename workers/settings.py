@@ -25,6 +25,9 @@ class WorkerSettings(StoreSettings):
 
     relay_seconds: float = Field(default=0.2, gt=0, description="between two looks at the outbox")
     sweep_seconds: float = Field(default=5, gt=0)
+    check_store_seconds: float = Field(
+        default=3600, gt=0, description="between two comparisons of files and rows"
+    )
     unclaimed_seconds: float = Field(default=60, gt=0, description="then a message counts as lost")
     keep_temporary_seconds: float = Field(default=24 * 3600, gt=0, description="age of a forgotten upload")
 

@@ -1,13 +1,14 @@
 """What nobody else cleans up: dead leases, lost messages, candidates, expired images, scratch files."""
 
 import logging
-import shutil
 import time
 from datetime import timedelta
 from pathlib import Path
 
 from hscr.errors import NotFound
 from hscr.records import JobKind, JobState
+from hscr.store.blobs import remove
+from hscr.store.check import check, keep_findings, repair
 from hscr.store.store import Store
 from workers.services import Services
 
@@ -16,17 +17,31 @@ log = logging.getLogger(__name__)
 
 def sweep(services: Services) -> None:
     settings, store = services.settings, services.store
-    touched = store.jobs.resend(unclaimed_for=timedelta(seconds=settings.unclaimed_seconds))
-    _drop_candidate(store)
-    expired = store.answers.expire_images()
-    for digest in expired:
-        store.blobs.delete(digest)
     scratch = [folder for folder in _entries(settings.work) if not _running(store, folder.name)]
     scratch += _older(store.blobs.root / "aside", settings.keep_temporary_seconds)
-    for entry in scratch:
-        _remove(entry)
+    for entry in scratch:  # first, because on a full disk nothing else can be done
+        remove(entry)
+    touched = store.jobs.resend(
+        unclaimed_for=timedelta(seconds=settings.unclaimed_seconds), silent_for=settings.lease
+    )
+    _drop_candidate(store)
+    expired = store.images.drop_unheld(store.answers.expire_images())
     if touched or expired or scratch:
         log.info("swept: %d jobs, %d images, %d scratch", len(touched), len(expired), len(scratch))
+
+
+def check_store(services: Services) -> None:
+    """Once in a while: throw away files that no row names, and tell of rows whose files are gone."""
+    age = timedelta(seconds=services.settings.keep_temporary_seconds)
+    findings = check(services.store, older_than=age)
+    repair(services.store, findings)
+    keep_findings(services.store, findings)
+    thrown = len(findings.unheld_images) + len(findings.unknown_folders)
+    if thrown:
+        log.info("store check: %d files that no row names were thrown away", thrown)
+    if findings.lost:
+        lost = ", ".join((*findings.lost_images, *findings.lost_adapters))
+        log.error("store check: rows whose files are gone; restore them from a backup: %s", lost)
 
 
 def _drop_candidate(store: Store) -> None:
@@ -61,10 +76,3 @@ def _older(folder: Path, seconds: float) -> list[Path]:
 
 def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def _remove(entry: Path) -> None:
-    if entry.is_dir():
-        shutil.rmtree(entry, ignore_errors=True)
-    else:
-        entry.unlink(missing_ok=True)

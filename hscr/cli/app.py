@@ -12,6 +12,7 @@ from hscr.cli.common import complaints
 from hscr.cli.convert import convert
 from hscr.cli.demo import demo
 from hscr.cli.doctor import doctor
+from hscr.cli.keeping import store, studies
 from hscr.cli.learn import evaluate, export, finetune, generate
 from hscr.cli.phantom import phantom
 from hscr.cli.release import canary, promote, rollback, status
@@ -36,6 +37,8 @@ for panel, commands in _PANELS.items():
         app.command(rich_help_panel=panel)(command)
 app.add_typer(keys, name="keys", rich_help_panel="On this machine")
 app.add_typer(db, name="db", rich_help_panel="On this machine")
+app.add_typer(store, name="store", rich_help_panel="On this machine")
+app.add_typer(studies, name="studies", rich_help_panel="Learning")
 app.add_typer(phantom, name="phantom", rich_help_panel="On this machine")
 
 

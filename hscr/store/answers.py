@@ -1,6 +1,6 @@
 """Answers, the images they are about, and what people said of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, case, delete, insert, or_, select
@@ -22,15 +22,26 @@ from hscr.store.tables import answer_dependence, answers, feedback, images, tomb
 from hscr.store.writers import put, referring, removing, upsert
 
 
+def _stored_before() -> None:
+    """The caller knows that nobody deletes the image meanwhile."""
+
+
 class Answers:
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def add(
-        self, answer: Answer, *, image_ttl: timedelta | None, idempotency: tuple[str, str] | None = None
+        self,
+        answer: Answer,
+        *,
+        image_ttl: timedelta | None,
+        idempotency: tuple[str, str] | None = None,
+        put_image: Callable[[], object] = _stored_before,
     ) -> Answer:
         """Keep an answer; its image expires after `image_ttl`; None keeps it (consent to train).
 
+        `put_image` stores the image's bytes unless they are there; should whoever deletes them have been here
+        between the caller's own look and this transaction, they are back when the row is.
         `idempotency` is (key, request digest), scoped to the answer's API key: the answer that the same
         request got first is returned instead. Raises IdempotencyConflict; Gone for a deleted study.
         """
@@ -40,6 +51,7 @@ class Answers:
                 return _get(connection, known)
             _require_study(connection, answer.study)
             hold_image(connection, answer.image.digest, answer.study, image_ttl)
+            put_image()
             connection.execute(
                 insert(answers).values(
                     id=answer.id,
@@ -63,14 +75,20 @@ class Answers:
         with self._database.read() as connection:
             return _buried(connection, study)
 
-    def upload(self, sources: Sequence[PreferenceSource]) -> None:
-        """Keep sources whose answers are known to be right, and hold their images. Raises Gone."""
+    def upload(
+        self, sources: Sequence[PreferenceSource], *, put_images: Callable[[], object] = _stored_before
+    ) -> None:
+        """Keep sources whose answers are known to be right, and hold their images. Raises Gone.
+
+        `put_images` is what `put_image` is in `add`.
+        """
         with self._database.write() as connection:
             # In one order, so that two uploads of the same sources do not wait for each other.
             for source in sorted(sources, key=lambda source: (source.study, source.image_digest, source.id)):
                 _require_study(connection, source.study)
                 hold_image(connection, source.image_digest, source.study, None)
                 add_source(connection, source)
+            put_images()
 
     def get(self, answer_id: str) -> Answer:
         with self._database.read() as connection:
@@ -79,8 +97,10 @@ class Answers:
     def page(
         self, *, project: str | None = None, limit: int = 50, before: datetime | None = None
     ) -> list[Answer]:
-        """Newest first."""
-        query = select(answers.c.body).order_by(answers.c.created_at.desc()).limit(limit)
+        """Newest first, without those of deleted studies."""
+        gone = select(tombstones.c.study)
+        query = select(answers.c.body).where(answers.c.study.not_in(gone))
+        query = query.order_by(answers.c.created_at.desc()).limit(limit)
         if project is not None:
             query = query.where(answers.c.project == project)
         if before is not None:
@@ -91,6 +111,7 @@ class Answers:
     def judge(self, judgement: Feedback, *, idempotency: tuple[str, str] | None = None) -> Feedback:
         """Keep feedback. Trainable feedback that names a right answer becomes a source of preferences.
 
+        Unless the image has expired: there is nothing to train on.
         Returns the earlier feedback when the same request came before. Raises IdempotencyConflict.
         """
         with self._database.write() as connection:
@@ -110,7 +131,7 @@ class Answers:
                 )
             )
             source = _source(judgement, answer)
-            if source is not None:
+            if source is not None and _holds_image(connection, answer):
                 hold_image(connection, answer.image.digest, answer.study, None)
                 add_source(connection, source)
         return judgement
@@ -200,6 +221,13 @@ def _require_study(connection: Connection, study: str) -> None:
     referring(connection)
     if _buried(connection, study):
         raise Gone("This study was deleted.", remedy="Use another name for a new study.")
+
+
+def _holds_image(connection: Connection, answer: Answer) -> bool:
+    query = select(images.c.digest).where(
+        images.c.digest == answer.image.digest, images.c.study == answer.study
+    )
+    return connection.execute(query).first() is not None
 
 
 def _source(judgement: Feedback, answer: Answer) -> PreferenceSource | None:

@@ -9,10 +9,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 from hscr.errors import NotFound, StoreError
+from hscr.store.disk import disk_errors
 
 READY = "READY"
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -40,16 +42,19 @@ class Blobs:
         self.root = root
 
     def put(self, data: bytes) -> str:
-        """Store bytes; the same bytes twice are one blob. Returns the digest."""
+        """Store bytes; the same bytes twice are one blob. Returns the digest.
+
+        Raises StoreFull, StoreReadOnly.
+        """
         digest = bytes_digest(data)
         target = self.path(digest)
         if not target.exists():
-            aside = self._aside()
-            with aside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            _publish(aside, target)
+            with self._written_aside() as aside:
+                with aside.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                _publish(aside, target)
         return digest
 
     def get(self, digest: str) -> bytes:
@@ -69,7 +74,8 @@ class Blobs:
         return self.path(digest).exists()
 
     def delete(self, digest: str) -> None:
-        self.path(digest).unlink(missing_ok=True)
+        with disk_errors():
+            self.path(digest).unlink(missing_ok=True)
 
     def digests(self) -> Iterator[str]:
         """All single blobs present."""
@@ -82,23 +88,39 @@ class Blobs:
     def put_folder(self, source: Path) -> str:
         """Store a copy of a folder of plain files; one that is stored but damaged is replaced.
 
-        Returns its digest.
+        Returns its digest. Raises StoreFull, StoreReadOnly.
         """
         digest = folder_digest(source)
         target = self.folder_path(digest)
         if (target / READY).exists() and folder_digest(target) == digest:
+            with disk_errors():
+                (target / READY).touch()  # young again, so that no sweep takes it before its row is there
             return digest
-        aside = self._aside()
-        shutil.copytree(source, aside, ignore=shutil.ignore_patterns(READY))
-        for path in (*_files(aside), aside):
-            _sync(path)
-        (aside / READY).write_text(digest)
-        _sync(aside / READY)
-        _sync(aside)
-        if target.exists():
-            target.rename(self._aside())  # swept later; what an engine has open stays readable
-        _publish(aside, target)
+        with self._written_aside() as aside:
+            _copy(source, aside)
+            for path in (*_files(aside), aside):
+                _sync(path)
+            (aside / READY).write_text(digest)
+            _sync(aside / READY)
+            _sync(aside)
+            if target.exists():
+                target.rename(self._aside())  # swept later; what an engine has open stays readable
+            _publish(aside, target)
         return digest
+
+    def delete_folder(self, digest: str) -> None:
+        """At once gone under its name; its files are swept."""
+        target = self.folder_path(digest)
+        if target.exists():
+            with disk_errors():
+                target.rename(self._aside())
+
+    def publish(self, name: str, data: bytes) -> None:
+        """Replace a small file beside the blobs; whoever reads it sees the old one or the new one."""
+        with self._written_aside() as aside:
+            aside.write_bytes(data)
+            _sync(aside)
+            _publish(aside, self.root / name)
 
     def folder(self, digest: str) -> Path:
         """The stored folder; raises NotFound unless it is whole."""
@@ -115,11 +137,39 @@ class Blobs:
         aside.mkdir(parents=True, exist_ok=True)
         return aside / uuid4().hex
 
+    @contextmanager
+    def _written_aside(self) -> Iterator[Path]:
+        """A place to write what is then published; a half-written thing does not go on filling the disk."""
+        with disk_errors():
+            aside = self._aside()
+            try:
+                yield aside
+            except BaseException:
+                remove(aside)
+                raise
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
 
 def _checked(digest: str) -> str:
     if not _DIGEST.fullmatch(digest):
         raise _missing(digest)
     return digest
+
+
+def _copy(source: Path, target: Path) -> None:
+    """All that counts for the digest. `shutil.copytree` would tell of a full disk in words only."""
+    target.mkdir()
+    for path in _files(source):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def _files(folder: Path) -> list[Path]:

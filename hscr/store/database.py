@@ -22,6 +22,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, Invalidate
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from hscr.errors import DatabaseUnavailable, SchemaOutdated, StoreError
+from hscr.store.disk import disk_errors
 
 BUSY_TIMEOUT_MS = 15_000
 WRITE = "hscr_write"
@@ -72,11 +73,11 @@ class Database:
     def write(self) -> Iterator[Connection]:
         """One transaction: committed at the end, rolled back on any exception. No I/O inside.
 
-        Raises DatabaseUnavailable.
+        Raises DatabaseUnavailable, StoreFull and StoreReadOnly.
         """
         with _answering(), self._engine.connect() as connection:
             writer = connection.execution_options(**{WRITE: True})
-            with writer.begin():
+            with disk_errors(), writer.begin():
                 yield writer
 
     def close(self) -> None:

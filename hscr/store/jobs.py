@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, and_, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select, update
 
 from hscr.errors import Conflict, HscrError, LeaseLost, NotFound
 from hscr.records import Job, JobEvent, JobKind, JobState, now
 from hscr.store.database import Database
 from hscr.store.keys import claim_idempotency
+from hscr.store.sightings import Sightings
 from hscr.store.tables import job_events, jobs, outbox
 
 MAX_ATTEMPTS = 3
@@ -28,6 +29,7 @@ _FIELDS = [column for column in jobs.c if column.name in Job.model_fields]
 class Jobs:
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._leases = Sightings(trusting=True)
 
     def submit(self, job: Job, *, idempotency: tuple[str, str] | None = None) -> Job:
         """Make the job durable and due. `idempotency` is (key, request digest), scoped to the job's API key.
@@ -74,16 +76,16 @@ class Jobs:
     # -- the worker's side ---------------------------------------------------------------------------------
 
     def claim(self, job_id: str, owner: str, lease: timedelta) -> Job | None:
-        """Take the job if nobody holds it. None when it is done, cancelled, or in other hands."""
+        """Take the job if nobody holds it. None when it is done, cancelled, or in other hands.
+
+        Dead hands count until `resend` has seen them still for long enough: by a clock that jumped or is
+        another machine's, a lease may look over that is not.
+        """
         with self._database.write() as connection:
             moment = now()
-            free = or_(
-                jobs.c.state == JobState.QUEUED,
-                and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_expires_at < moment),
-            )
             taken = connection.execute(
                 update(jobs)
-                .where(jobs.c.id == job_id, free, jobs.c.cancel_requested.is_(False))
+                .where(jobs.c.id == job_id, jobs.c.state == JobState.QUEUED, ~jobs.c.cancel_requested)
                 .values(
                     state=JobState.RUNNING,
                     attempt=jobs.c.attempt + 1,
@@ -144,13 +146,7 @@ class Jobs:
     def cancel(self, job_id: str) -> Job:
         """Stop a job: a queued one at once, a running one as soon as its worker sees the request."""
         with self._database.write() as connection:
-            job = _get(connection, job_id, lock=True)
-            if job.state.final:
-                raise Conflict(f"The job is already {job.state}.", remedy="There is nothing left to cancel.")
-            connection.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested=True))
-            if job.state is JobState.QUEUED:
-                _finish(connection, job_id, JobState.CANCELLED)
-            return _get(connection, job_id)
+            return cancel_in(connection, job_id)
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 500) -> list[JobEvent]:
         query = (
@@ -175,13 +171,14 @@ class Jobs:
         with self._database.write() as connection:
             connection.execute(update(outbox).where(outbox.c.id.in_(entries)).values(sent_at=now()))
 
-    def resend(self, *, unclaimed_for: timedelta) -> list[str]:
+    def resend(self, *, unclaimed_for: timedelta, silent_for: timedelta) -> list[str]:
         """Send again what a dead worker held or the queue forgot; park what failed too often.
 
-        Returns the ids of the jobs that were requeued or parked.
+        Dead is who has not renewed the lease for `silent_for` while this process looked on, whatever the
+        clocks say. Returns the ids of the jobs that were requeued or parked.
         """
         moment = now()
-        expired = and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_expires_at < moment)
+        expired = jobs.c.id.in_(self._silent(silent_for))
         touched = []
         with self._database.write() as connection:
             # What somebody else holds right now is neither dead nor forgotten.
@@ -189,10 +186,31 @@ class Jobs:
             for job in [_job(row) for row in connection.execute(query).mappings()]:
                 _recover(connection, job)
                 touched.append(job.id)
-            forgotten = connection.execute(_forgotten(moment - unclaimed_for)).scalars().all()
+            query = _forgotten(moment, unclaimed_for)
+            forgotten = connection.execute(query).scalars().all()
             connection.execute(update(outbox).where(outbox.c.job_id.in_(forgotten)).values(sent_at=None))
             touched += forgotten
         return touched
+
+    def _silent(self, silent_for: timedelta) -> list[str]:
+        """Ids of the running jobs whose lease has stayed as it is for so long."""
+        query = select(jobs.c.id, jobs.c.attempt, jobs.c.lease_expires_at)
+        with self._database.read() as connection:
+            running = connection.execute(query.where(jobs.c.state == JobState.RUNNING)).all()
+        stamps = {f"{row.id}/{row.attempt}": row.lease_expires_at for row in running}
+        alive = self._leases.alive(stamps, silent_for)
+        return [row.id for row in running if f"{row.id}/{row.attempt}" not in alive]
+
+
+def cancel_in(connection: Connection, job_id: str) -> Job:
+    """`Jobs.cancel` in the caller's transaction. Raises NotFound, Conflict for a job that has ended."""
+    job = _get(connection, job_id, lock=True)
+    if job.state.final:
+        raise Conflict(f"The job is already {job.state}.", remedy="There is nothing left to cancel.")
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested=True))
+    if job.state is JobState.QUEUED:
+        _finish(connection, job_id, JobState.CANCELLED)
+    return _get(connection, job_id)
 
 
 def submit_in(connection: Connection, job: Job) -> None:
@@ -202,11 +220,15 @@ def submit_in(connection: Connection, job: Job) -> None:
     _write_event(connection, job.id, 1, "state", {"state": job.state})
 
 
-def _forgotten(before: datetime) -> Select[str]:
-    """Queued jobs whose newest message was sent long ago and which nobody has claimed since."""
+def _forgotten(moment: datetime, unclaimed_for: timedelta) -> Select[str]:
+    """Queued jobs whose newest message was sent long ago and which nobody has claimed since.
+
+    A message that was sent well ahead of now was sent before the clock was set back.
+    """
     newest = select(func.max(outbox.c.sent_at)).where(outbox.c.job_id == jobs.c.id).scalar_subquery()
     unsent = select(outbox.c.id).where(outbox.c.job_id == jobs.c.id, outbox.c.sent_at.is_(None)).exists()
-    forgotten = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, newest < before, ~unsent)
+    lost = or_(newest < moment - unclaimed_for, newest > moment + abs(unclaimed_for))
+    forgotten = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, lost, ~unsent)
     return forgotten.with_for_update(skip_locked=True).limit(_RESENT)
 
 

@@ -4,20 +4,17 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, func, select
+from sqlalchemy import Connection, Select, func, select
 
-from hscr.records import PreferenceRecord, PreferenceSource, now
+from hscr.records import PreferenceRecord, PreferenceSource, Tombstone, now
 from hscr.store.database import Database
-from hscr.store.tables import (
-    adapter_records,
-    answer_dependence,
-    images,
-    preference_sources,
-    preferences,
-    skipped_sources,
-    tombstones,
-)
+from hscr.store.deletion import forget, tombstone, trained_on, unfinished_scores
+from hscr.store.jobs import cancel_in
+from hscr.store.tables import preference_sources, preferences, skipped_sources, tombstones
 from hscr.store.writers import add_once, put, referring, removing
+
+_SOME = 5000
+"""ids named in one statement"""
 
 
 class Preferences:
@@ -105,25 +102,23 @@ class Preferences:
             return {row.source: row.reason for row in connection.execute(query)}
 
     def delete_study(self, study: str, actor: str) -> tuple[list[str], list[str]]:
-        """Tombstone a study and drop what was derived from it.
+        """Tombstone a study and drop what was derived from it; a study deleted before stays so.
 
         Returns the adapters that were trained on it, and the image digests nothing refers to any more.
         """
         with self._database.write() as connection:
+            for job_id in unfinished_scores(connection, study):
+                cancel_in(connection, job_id)
             removing(connection)
-            trained = connection.execute(
-                select(adapter_records.c.adapter).where(adapter_records.c.study == study).distinct()
-            ).scalars()
-            adapters = sorted(trained)
-            for table in (preferences, preference_sources, answer_dependence):
-                connection.execute(delete(table).where(table.c.study == study))
-            held = delete(images).where(images.c.study == study).returning(images.c.digest)
-            dropped = set(connection.execute(held).scalars())
-            kept = set(
-                connection.execute(select(images.c.digest).where(images.c.digest.in_(dropped))).scalars()
-            )
+            adapters = trained_on(connection, study)
+            unheld = forget(connection, study)
             put(connection, tombstones, study=study, actor=actor, adapters=adapters, created_at=now())
-        return adapters, sorted(dropped - kept)
+        return adapters, unheld
+
+    def tombstone(self, study: str) -> Tombstone:
+        """What is left of a deleted study. Raises NotFound."""
+        with self._database.read() as connection:
+            return tombstone(connection, study)
 
     def _sources(self, query: Select[Any]) -> list[PreferenceSource]:
         with self._database.read() as connection:
@@ -159,5 +154,29 @@ def add_record(connection: Connection, record: PreferenceRecord) -> bool:
     return add_once(connection, preferences, body=record.model_dump(mode="json"), **values)
 
 
+def all_live(connection: Connection, records: Sequence[PreferenceRecord]) -> bool:
+    """Whether none of the records was deleted meanwhile; until the transaction ends none will be."""
+    referring(connection)
+    ids = [record.id for record in records]
+    found = sum(
+        connection.execute(
+            select(func.count()).where(preferences.c.id.in_(ids[start : start + _SOME]))
+        ).scalar_one()
+        for start in range(0, len(ids), _SOME)
+    )
+    return found == len(set(ids))
+
+
 def add_skip(connection: Connection, source: str, config_digest: str, job_id: str, reason: str) -> None:
-    put(connection, skipped_sources, source=source, config_digest=config_digest, job_id=job_id, reason=reason)
+    """Remember why nothing was made of a source. One that was deleted leaves nothing behind."""
+    referring(connection)
+    known = select(preference_sources.c.id).where(preference_sources.c.id == source)
+    if connection.execute(known).first():
+        put(
+            connection,
+            skipped_sources,
+            source=source,
+            config_digest=config_digest,
+            job_id=job_id,
+            reason=reason,
+        )

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from hscr.errors import AdapterRefused, Conflict, GateRefused, NotFound
 from hscr.records import (
@@ -22,7 +22,9 @@ from hscr.records import (
     VersionCounts,
     now,
 )
+from hscr.store.blobs import Blobs
 from hscr.store.database import Database
+from hscr.store.sightings import Sightings
 from hscr.store.tables import (
     adapter_records,
     adapters,
@@ -44,6 +46,8 @@ BASE = "base"
 class Releases:
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._replicas = Sightings()
+        self._gateways = Sightings(trusting=True)
 
     # -- adapters and evaluations --------------------------------------------------------------------------
 
@@ -51,11 +55,19 @@ class Releases:
         with self._database.read() as connection:
             return _adapter(connection, name)
 
-    def adapters(self, *, limit: int = 100) -> list[AdapterVersion]:
-        """Newest first."""
+    def adapters(self, *, limit: int | None = 100) -> list[AdapterVersion]:
+        """Newest first; with None all of them."""
         query = select(adapters.c.body).order_by(adapters.c.created_at.desc()).limit(limit)
         with self._database.read() as connection:
             return [AdapterVersion.model_validate(body) for body in connection.execute(query).scalars()]
+
+    def drop_unknown(self, digest: str, blobs: Blobs) -> bool:
+        """Throw away a stored folder that is no version's; whoever registers one does so before or after."""
+        with self._database.write() as connection:
+            if connection.execute(select(adapters.c.name).where(adapters.c.digest == digest)).first():
+                return False
+            blobs.delete_folder(digest)
+            return True
 
     def refuse(self, name: str) -> None:
         """Mark a version as unsafe: nothing will load it again."""
@@ -213,14 +225,17 @@ class Releases:
     def retire(self, replica_id: str, version: str, *, gateways_seen: timedelta) -> bool:
         """Take a version out of a replica's report, so that the replica may unload it.
 
-        False while anything desires it or a live gateway may still send to it. One transaction with the
-        check, so a release sees either a version that stays or a replica that lacks it.
+        False while anything desires it or a gateway may still send to it, which is over only for one that was
+        seen silent for `gateways_seen`: no jump of a clock takes a version from under a request. One
+        transaction with the check, so a release sees either a version that stays or a replica that lacks it.
         """
         with self._database.write() as connection:
             epoch = _pointer(connection, lock=True).epoch
-            if version in _desired_names(connection) or not _drained(
-                connection, version, epoch, gateways_seen
-            ):
+            if version in _desired_names(connection):
+                return False
+            copies = connection.execute(select(gateways)).all()
+            alive = self._gateways.alive({copy.id: copy.seen_at for copy in copies}, gateways_seen)
+            if not all(_drained(copy, version, epoch) for copy in copies if copy.id in alive):
                 return False
             row = select(replicas.c.body).where(replicas.c.id == replica_id)
             for body in connection.execute(row).scalars().all():
@@ -234,9 +249,12 @@ class Releases:
             connection.execute(delete(replicas).where(replicas.c.id == replica_id))
 
     def replicas(self, *, seen_within: timedelta) -> list[Replica]:
-        """Replicas whose agent reported lately, by id."""
+        """Replicas whose agent reported lately, by id: as this process saw, if it looks often enough."""
+        query = select(replicas.c.id, replicas.c.seen_at, replicas.c.body).order_by(replicas.c.id)
         with self._database.read() as connection:
-            return _replicas(connection, seen_within)
+            rows = connection.execute(query).all()
+        alive = self._replicas.alive({row.id: row.seen_at for row in rows}, seen_within)
+        return [Replica.model_validate(row.body) for row in rows if row.id in alive]
 
     def report_gateway(
         self,
@@ -406,9 +424,9 @@ def _desired_names(connection: Connection) -> list[str]:
     return list(dict.fromkeys(name for name in wanted if name))
 
 
-def _drained(connection: Connection, version: str, epoch: int, gateways_seen: timedelta) -> bool:
-    live = connection.execute(select(gateways).where(gateways.c.seen_at > now() - gateways_seen)).all()
-    return all(row.epoch >= epoch and row.in_flight.get(version, 0) == 0 for row in live)
+def _drained(copy: Row[Any], version: str, epoch: int) -> bool:
+    """Whether a gateway has seen the epoch and has nothing in flight on the version."""
+    return bool(copy.epoch >= epoch and copy.in_flight.get(version, 0) == 0)
 
 
 def _write_replica(connection: Connection, replica: Replica) -> None:
@@ -422,7 +440,8 @@ def _write_counts(connection: Connection, gateway: str, epoch: int, counts: dict
 
 
 def _replicas(connection: Connection, seen_within: timedelta) -> list[Replica]:
-    query = select(replicas.c.body).where(replicas.c.seen_at > now() - seen_within).order_by(replicas.c.id)
+    lately = replicas.c.seen_at.between(now() - seen_within, now() + seen_within)
+    query = select(replicas.c.body).where(lately).order_by(replicas.c.id)
     return [Replica.model_validate(body) for body in connection.execute(query).scalars()]
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
 
 
 class StoreSettings(BaseSettings):
@@ -15,11 +16,23 @@ class StoreSettings(BaseSettings):
     database_url: str | None = Field(
         default=None, description="postgresql://... or sqlite:///...; `HOME/hscr.db` (SQLite) when absent"
     )
+    min_free_bytes: int = Field(
+        default=100_000_000,
+        ge=0,
+        description="with less left on the store's disk nothing new is begun, so that what runs can end",
+    )
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Celery's broker")
 
     @property
     def database(self) -> str:
         return self.database_url or f"sqlite:///{self.home / 'hscr.db'}"
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where rows and bytes are, as far as that is on this machine."""
+        url = make_url(self.database)
+        rows = [Path(url.database)] if url.get_backend_name() == "sqlite" and url.database else []
+        return [self.blobs, *(file.parent for file in rows)]
 
     @property
     def blobs(self) -> Path:

@@ -3,9 +3,12 @@
 from types import TracebackType
 from typing import Self
 
+from hscr.errors import SchemaOutdated, StoreError
 from hscr.store.answers import Answers
 from hscr.store.blobs import Blobs
 from hscr.store.database import Database
+from hscr.store.disk import Disk
+from hscr.store.images import Images
 from hscr.store.jobs import Jobs
 from hscr.store.keys import Keys
 from hscr.store.preferences import Preferences
@@ -16,9 +19,11 @@ from hscr.store.settings import StoreSettings
 class Store:
     """Open with `Store.open(settings)`; the revision is checked, so a stale database refuses at once."""
 
-    def __init__(self, database: Database, blobs: Blobs) -> None:
+    def __init__(self, database: Database, blobs: Blobs, disk: Disk) -> None:
         self.database = database
         self.blobs = blobs
+        self.disk = disk
+        self.images = Images(database, blobs)
         self.keys = Keys(database)
         self.answers = Answers(database)
         self.preferences = Preferences(database)
@@ -29,8 +34,14 @@ class Store:
     def open(cls, settings: StoreSettings) -> Self:
         """Raises SchemaOutdated, StoreError."""
         database = Database(settings.database)
-        database.check_revision()
-        return cls(database, Blobs(settings.blobs))
+        disk = Disk(*settings.folders, reserve=settings.min_free_bytes)
+        try:
+            database.check_revision()
+        except SchemaOutdated:
+            raise
+        except StoreError as error:
+            raise disk.trouble() or error from error
+        return cls(database, Blobs(settings.blobs), disk)
 
     def close(self) -> None:
         self.database.close()

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from hscr.errors import EngineUnavailable, InvalidInput, NotFound
+from hscr.errors import EngineUnavailable, InvalidInput, NotFound, StoreFull, StoreReadOnly
 from hscr.store.releases import BASE
 from service.deps import Gateway
 from service.docs import problems
@@ -23,10 +23,12 @@ async def livez() -> Health:
 
 
 @router.get(
-    "/readyz", operation_id="readyz", responses=problems(PointerStale, EngineUnavailable, InternalError)
+    "/readyz",
+    operation_id="readyz",
+    responses=problems(PointerStale, StoreFull, StoreReadOnly, EngineUnavailable, InternalError),
 )
 async def readyz(state: Gateway) -> Readiness:
-    """The pointer is fresh and a replica serves the active version. Research use only."""
+    """The store takes answers, the pointer is fresh and a replica serves it. Research use only."""
     state.pointer.require_fresh()
     pointer = state.pointer.pointer
     serving = state.engines.serving(pointer.active)

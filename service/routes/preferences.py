@@ -112,10 +112,13 @@ async def _uploaded(state: State, key: ApiKey, rows: list[Row]) -> list[str]:
         for row, ((question, answer), prepared) in zip(rows, read, strict=True)
     ]
 
-    def keep(store: Store) -> None:
+    def put_images() -> None:
         for _, prepared in read:
-            store.blobs.put(prepared.png)
-        store.answers.upload(sources)
+            state.store.blobs.put(prepared.png)
+
+    def keep(store: Store) -> None:
+        put_images()  # before the transaction, which is to find it done
+        store.answers.upload(sources, put_images=put_images)
 
     await state.db(keep, state.store)
     return [source.id for source in sources]

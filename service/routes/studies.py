@@ -4,6 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from hscr.errors import NotFound
+from hscr.records import Tombstone
 from hscr.store.store import Store
 from service.deps import Gateway, Operator
 from service.docs import ALWAYS, problems
@@ -18,13 +20,20 @@ async def delete_study(
 ) -> StudyDeletion:
     """Delete a study's images and records for good, and name the adapters that were trained on it.
 
-    Research use only.
+    No new material is taken under its name: 410. Research use only.
     """
     return await state.db(_delete, state.store, study, key.id)
 
 
+@router.get("/v1/studies/{study}", operation_id="get_tombstone", responses=problems(*ALWAYS, NotFound))
+async def get_tombstone(
+    state: Gateway, _: Operator, study: Annotated[str, Path(max_length=100, examples=["study_1"])]
+) -> Tombstone:
+    """Who deleted a study, when, and which adapters were trained on it. Research use only."""
+    return await state.db(state.store.preferences.tombstone, study)
+
+
 def _delete(store: Store, study: str, actor: str) -> StudyDeletion:
     adapters, images = store.preferences.delete_study(study, actor)
-    for digest in images:
-        store.blobs.delete(digest)
-    return StudyDeletion(study=study, images_deleted=len(images), adapters_trained_on_it=adapters)
+    dropped = store.images.drop_unheld(images)
+    return StudyDeletion(study=study, images_deleted=len(dropped), adapters_trained_on_it=adapters)

@@ -13,6 +13,7 @@ from hscr.store.store import Store
 
 LEASE = timedelta(seconds=30)
 EXPIRED = timedelta(seconds=-1)
+AT_ONCE = timedelta(0)
 
 
 def submit(store: Store, **values: object) -> Job:
@@ -59,9 +60,11 @@ def test_only_one_worker_claims_a_job(store: Store) -> None:
     assert [claim.attempt for claim in claims if claim] == [1]
 
 
-def test_an_expired_lease_can_be_claimed_and_fences_the_first_attempt(store: Store) -> None:
+def test_a_silent_lease_is_taken_away_and_fences_the_first_attempt(store: Store) -> None:
     job = submit(store)
     assert store.jobs.claim(job.id, "zombie", EXPIRED) is not None
+    assert store.jobs.claim(job.id, "worker", LEASE) is None, "only a watcher can tell that it is dead"
+    assert store.jobs.resend(unclaimed_for=LEASE, silent_for=AT_ONCE) == [job.id]
     second = store.jobs.claim(job.id, "worker", LEASE)
     assert second is not None
     assert second.attempt == 2
@@ -123,7 +126,7 @@ def test_the_sweeper_requeues_a_dead_workers_job(store: Store) -> None:
     job = submit(store)
     store.jobs.mark_sent([entry for entry, _, _ in store.jobs.due()])
     store.jobs.claim(job.id, "dead", EXPIRED)
-    assert store.jobs.resend(unclaimed_for=timedelta(hours=1)) == [job.id]
+    assert store.jobs.resend(unclaimed_for=timedelta(hours=1), silent_for=AT_ONCE) == [job.id]
     assert store.jobs.get(job.id).state is JobState.QUEUED
     assert [job_id for _, job_id, _ in store.jobs.due()] == [job.id]
 
@@ -131,8 +134,8 @@ def test_the_sweeper_requeues_a_dead_workers_job(store: Store) -> None:
 def test_the_sweeper_sends_again_what_the_queue_forgot(store: Store) -> None:
     job = submit(store)
     store.jobs.mark_sent([entry for entry, _, _ in store.jobs.due()])
-    assert store.jobs.resend(unclaimed_for=timedelta(hours=1)) == []
-    assert store.jobs.resend(unclaimed_for=EXPIRED) == [job.id]
+    assert store.jobs.resend(unclaimed_for=timedelta(hours=1), silent_for=AT_ONCE) == []
+    assert store.jobs.resend(unclaimed_for=EXPIRED, silent_for=LEASE) == [job.id]
     assert [job_id for _, job_id, _ in store.jobs.due()] == [job.id]
 
 
@@ -140,7 +143,7 @@ def test_a_job_whose_workers_keep_dying_is_parked_with_its_reason(store: Store) 
     job = submit(store)
     for _ in range(MAX_ATTEMPTS):
         assert store.jobs.claim(job.id, "dying", EXPIRED) is not None
-        store.jobs.resend(unclaimed_for=timedelta(hours=1))
+        store.jobs.resend(unclaimed_for=timedelta(hours=1), silent_for=AT_ONCE)
     parked = store.jobs.get(job.id)
     assert parked.state is JobState.FAILED
     assert parked.error is not None

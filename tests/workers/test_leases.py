@@ -144,7 +144,8 @@ def test_a_zombie_writes_nothing(store: Store) -> None:
     asleep = Terms(timedelta(seconds=0.05), heartbeat_seconds=60, timeout_seconds=60)
 
     def zombie(lease: Lease) -> Done:
-        wait_until(lambda: store.jobs.claim(lease.job.id, "other", timedelta(seconds=30)), what="a claim")
+        store.jobs.resend(unclaimed_for=timedelta(hours=1), silent_for=timedelta(0))
+        assert store.jobs.claim(lease.job.id, "other", timedelta(seconds=30))
         return Done(
             {"by": "zombie"}, write=lambda connection: add_dependence(connection, lease.job.id, None, {})
         )

@@ -21,7 +21,7 @@ from workers.sweep import sweep
 
 @pytest.fixture
 def services(settings: WorkerSettings, store: Store) -> Services:
-    changed = settings.model_copy(update={"unclaimed_seconds": 0.2})
+    changed = settings.model_copy(update={"unclaimed_seconds": 0.2, "lease_seconds": 0.2})
     return Services(changed, store, Gpu(changed))
 
 
