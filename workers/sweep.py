@@ -9,6 +9,7 @@ from pathlib import Path
 from hscr.errors import NotFound
 from hscr.records import JobKind, JobState
 from hscr.store.store import Store
+from workers.checkpoints import drop_ended
 from workers.services import Services
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ def sweep(services: Services) -> None:
     expired = store.answers.expire_images()
     for digest in expired:
         store.blobs.delete(digest)
+    drop_ended(store)
     scratch = [folder for folder in _entries(settings.work) if not _running(store, folder.name)]
     scratch += _older(store.blobs.root / "aside", settings.keep_temporary_seconds)
     for entry in scratch:
