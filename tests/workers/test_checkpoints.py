@@ -22,9 +22,9 @@ from workers.outbox import send_due
 from workers.settings import WorkerSettings
 
 GPU = "generate,score,finetune"
-# Of 400 steps, so that an interruption is one in the middle.
+# Of 160 steps, so that an interruption is one in the middle.
 LONG = FinetunePayload(
-    config=FinetuneConfig(rank=4, epochs=200, batch_size=8), method="random", evaluate=None
+    config=FinetuneConfig(rank=4, epochs=80, batch_size=8), method="random", evaluate=None
 )
 NEVER = "1000000"
 
