@@ -46,6 +46,7 @@ BODIES: dict[JobKind, Callable[[Services, Lease], Done]] = {
 log = logging.getLogger(__name__)
 FORCED = 75
 """exit status of a worker that could not hand back its job: EX_TEMPFAIL of sysexits.h"""
+_LOOK_SECONDS = 0.05
 
 app = build(WorkerSettings())
 stopping = threading.Event()
@@ -88,6 +89,16 @@ def _open(**_: Any) -> None:
         raise SystemExit(str(error)) from error
 
 
+@cache
+def _look_often(consumer: Any) -> None:
+    """Without prefetching, Celery sees that a thread is free when its loop turns: by itself once a second."""
+    consumer.timer.call_repeatedly(_LOOK_SECONDS, lambda: None)
+
+
+def _ready(sender: Any, **_: Any) -> None:
+    _look_often(sender)
+
+
 def _stop(**_: Any) -> None:
     """Jobs are handed back by those who run them; whoever cannot is not waited for."""
     if stopping.is_set():
@@ -117,5 +128,6 @@ app.task(_sweep, name=SWEEP_TASK)
 app.task(_consider_finetune, name=CONSIDER_FINETUNE_TASK)
 app.task(_watch_canary, name=WATCH_CANARY_TASK)
 signals.worker_init.connect(_open, weak=False)
+signals.worker_ready.connect(_ready, weak=False)
 signals.worker_shutting_down.connect(_stop, weak=False)
 signals.worker_shutdown.connect(_close, weak=False)

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from hscr.errors import HscrError, InvalidInput, JobCancelled, LeaseLost, StoreError
+from hscr.errors import DatabaseUnavailable, HscrError, InvalidInput, JobCancelled, LeaseLost, StoreError
 from hscr.records import Job, JobKind, new_id
 from hscr.store.store import Store
 from workers.contract import Payload
@@ -183,7 +183,7 @@ def _attempt(store: Store, job: Job, body: Callable[[Lease], Done], terms: Terms
         log.warning("%s: attempt %d ended early: %s", job.id, job.attempt, over)
         ended = store.jobs.hand_back if terms.stopping.is_set() else store.jobs.attempt_failed
         ended(job.id, job.attempt, str(over))
-    except SQLAlchemyError as error:
+    except (DatabaseUnavailable, SQLAlchemyError) as error:
         log.warning("%s: the database failed (%s)", job.id, type(error).__name__)
         store.jobs.attempt_failed(job.id, job.attempt, f"the database failed ({type(error).__name__})")
     except HscrError as error:

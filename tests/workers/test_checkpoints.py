@@ -23,9 +23,7 @@ from workers.settings import WorkerSettings
 
 GPU = "generate,score,finetune"
 # Of 160 steps, so that an interruption is one in the middle.
-LONG = FinetunePayload(
-    config=FinetuneConfig(rank=4, epochs=80, batch_size=8), method="random", evaluate=None
-)
+LONG = FinetunePayload(config=FinetuneConfig(rank=4, epochs=80, batch_size=8), method="random", evaluate=None)
 NEVER = "1000000"
 
 
