@@ -86,8 +86,8 @@ class Processes:
         lean = ["--without-gossip", "--without-mingle", "-n", f"w{next(self._number)}@test"]
         return self.start("celery", "-A", "workers.app", "worker", *options, *lean, **environment)
 
-    def beat(self) -> subprocess.Popen[bytes]:
-        return self.start("celery", "-A", "workers.app", "beat", "-l", "INFO")
+    def beat(self, **environment: str) -> subprocess.Popen[bytes]:
+        return self.start("celery", "-A", "workers.app", "beat", "-l", "INFO", **environment)
 
     def logs(self) -> str:
         return "\n".join(f"== {log.name}\n{log.read_text()}" for log in sorted(self._folder.glob("*.log")))

@@ -23,7 +23,7 @@ ENDLESS = FinetunePayload(
 def test_relay_beat_and_idle_workers_end_with_0(store: Store, processes: Processes) -> None:
     mark = {MARK: "idle-workers"}
     started = [processes.start("workers.outbox", **mark), processes.worker("control,evaluate", 4, **mark)]
-    started += [processes.worker(GPU, **mark), processes.start("celery", "-A", "workers.app", "beat", **mark)]
+    started += [processes.worker(GPU, **mark), processes.beat(**mark)]
     wait_until(lambda: processes.logs().count(" ready.") == 2, seconds=90, what="both workers")
     wait_until(lambda: "beat: Starting" in processes.logs(), seconds=90, what="beat")
     for process in started:
