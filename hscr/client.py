@@ -197,6 +197,10 @@ class Client:
     def cancel(self, job_id: str) -> Job:
         return _record(Job, self._http.delete(f"/v1/jobs/{job_id}"))
 
+    def retry(self, job_id: str) -> Job:
+        """Submit a failed or cancelled job again; asked twice, it is the same new job."""
+        return _record(Job, self._http.post(f"/v1/jobs/{job_id}/retry", {}))
+
     def follow(self, job_id: str, *, after: int = 0) -> Iterator[JobEvent]:
         """The job's events from `after` on, as they happen, up to its final state.
 

@@ -72,9 +72,18 @@ class Process:
 
     def stop(self, grace: float) -> None:
         """SIGTERM, then SIGKILL to its whole group after `grace` seconds."""
-        if self._popen is None or self._popen.poll() is not None:
+        self.terminate()
+        self.wait(grace)
+
+    def terminate(self) -> None:
+        """SIGTERM, once: a second one asks for a forced end."""
+        if self._popen is not None and self._popen.poll() is None:
+            self._popen.terminate()
+
+    def wait(self, grace: float) -> None:
+        """Until it has ended; after `grace` seconds SIGKILL to its whole group."""
+        if self._popen is None:
             return
-        self._popen.terminate()
         try:
             self._popen.wait(grace)
         except subprocess.TimeoutExpired:

@@ -29,6 +29,7 @@ PHANTOM = Path(__file__).parent / "models" / "phantom" / "weights"
 START_DEADLINE = 240.0
 STOP_GRACE = 10.0
 _TICK = 0.1
+_WAVES = ({"beat", "worker", "relay", "gateway"}, {"agent", "engine"}, {"redis"})
 # The engine and the GPU child share the cores, and their threads would spin while they wait for one another.
 _THREADS = max(1, (os.cpu_count() or 1) // 2)
 
@@ -174,7 +175,7 @@ class Stack:
             raise
 
     def stop(self) -> None:
-        """Stop all processes in reverse order and wait for their end. May be called again."""
+        """Stop all processes and wait for their end. May be called again."""
         self._stopping.set()
         if self._keeper.ident is not None:
             self._keeper.join()
@@ -225,9 +226,15 @@ class Stack:
                     self._write_state()
 
     def _bring_down(self) -> None:
-        for process in reversed(self._processes.values()):
-            process.stop(STOP_GRACE)
-            self._on_change(process.name, "stopped")
+        """Whoever leans on another ends before it, and all others together: their graces do not add up."""
+        for wave in _WAVES:
+            leaving = [self._processes[name] for name in self._processes if name.partition("-")[0] in wave]
+            for process in leaving:
+                process.terminate()
+            until = time.monotonic() + STOP_GRACE
+            for process in leaving:
+                process.wait(max(0.0, until - time.monotonic()))
+                self._on_change(process.name, "stopped")
         kill_marked(self._token)
 
     def _launch(self, *services: Service) -> None:

@@ -11,7 +11,9 @@ from hscr.errors import HscrError, Unauthenticated
 from hscr.store.store import Store
 from service.app import create_app
 from service.logs import configure
+from service.server import Server
 from service.settings import GatewaySettings
+from service.state import Leaving
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,8 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.SIGINT,
     ):  # uvicorn raises it again once it has shut down in good order
         signal.signal(number, lambda *_: sys.exit(0))
-    uvicorn.run(
-        create_app(settings),
+    leaving = Leaving()
+    config = uvicorn.Config(
+        create_app(settings, leaving),
         host=settings.host,
         port=settings.port,
         loop="uvloop",
@@ -39,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         server_header=False,
         timeout_graceful_shutdown=settings.drain_grace,
     )
+    Server(config, leaving, notice=settings.drain_notice).run()
     return 0
 
 

@@ -25,7 +25,7 @@ from service.routes import (
 )
 from service.schemas import NOTICE
 from service.settings import GatewaySettings
-from service.state import opened
+from service.state import Leaving, opened
 
 _ROUTES = (
     vqa, captions, chat, models, answers, feedback, preferences, jobs, adapters, evaluations, studies, health,
@@ -43,13 +43,14 @@ _TAGS = [
 ]
 
 
-def create_app(settings: GatewaySettings) -> FastAPI:
+def create_app(settings: GatewaySettings, leaving: Leaving | None = None) -> FastAPI:
     """The state opens and closes with the app's lifespan. Raises in it SchemaOutdated, StoreError."""
     metrics = Metrics()
+    leaving = leaving or Leaving()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with opened(settings, metrics) as state:
+        async with opened(settings, metrics, leaving) as state:
             app.state.gateway = state
             yield
 

@@ -29,6 +29,11 @@ class HttpRefusal(HscrError):
     title = "The request is not one this path takes"
 
 
+class CopyLeaving(HscrError):
+    slug = "copy-leaving"
+    title = "This copy of the gateway is about to stop"
+
+
 STATUS: dict[type[HscrError], int] = {
     e.InvalidInput: 422,
     e.UnsupportedImage: 415,
@@ -47,6 +52,7 @@ STATUS: dict[type[HscrError], int] = {
     e.StoreError: 503,
     e.StoreFull: 507,
     e.JobCancelled: 409,
+    CopyLeaving: 503,
     HttpRefusal: 415,
     HscrError: 500,
 }

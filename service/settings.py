@@ -49,7 +49,12 @@ class GatewaySettings(StoreSettings):
         default=2.0, gt=0, description="a replica silent this long is asked only when no other is left"
     )
     event_poll: float = Field(default=0.25, gt=0, description="how often a job's event stream looks for more")
-    drain_grace: int = Field(default=30, ge=1, description="for requests in flight at SIGTERM")
+    drain_notice: float = Field(
+        default=0.0,
+        ge=0,
+        description="from SIGTERM, when /readyz begins to fail, until connections are refused",
+    )
+    drain_grace: int = Field(default=30, ge=1, description="for requests in flight, from then on")
 
     image_ttl_hours: float = Field(default=24.0, gt=0, description="of images nobody consented to train on")
     study_secret: SecretStr | None = Field(

@@ -16,6 +16,13 @@ from service.settings import GatewaySettings
 from service.threads import Threads
 
 
+@dataclass
+class Leaving:
+    """Whether this copy was asked to stop: it still answers, but should be asked no more."""
+
+    begun: bool = False
+
+
 @dataclass(frozen=True)
 class State:
     """`db` runs store calls and `images` decodes, each in its own bounded threads."""
@@ -30,10 +37,11 @@ class State:
     admission: Admission
     authenticator: Authenticator
     study_key: bytes
+    leaving: Leaving
 
 
 @asynccontextmanager
-async def opened(settings: GatewaySettings, metrics: Metrics) -> AsyncIterator[State]:
+async def opened(settings: GatewaySettings, metrics: Metrics, leaving: Leaving) -> AsyncIterator[State]:
     """Raises SchemaOutdated, StoreError when the database cannot be used."""
     async with AsyncExitStack() as stack:
         db, images = Threads(settings.store_threads, "store"), Threads(settings.image_threads, "images")
@@ -60,4 +68,5 @@ async def opened(settings: GatewaySettings, metrics: Metrics) -> AsyncIterator[S
             admission=Admission(settings.max_in_flight, engines.retry_after),
             authenticator=Authenticator(store, db, settings),
             study_key=settings.study_key(),
+            leaving=leaving,
         )

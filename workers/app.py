@@ -5,6 +5,8 @@ python -m celery -A workers.app worker --pool=threads --concurrency=1 -Q generat
 python -m celery -A workers.app beat
 """
 
+import logging
+import os
 import threading
 from collections.abc import Callable
 from functools import cache, partial
@@ -17,6 +19,7 @@ from hscr.records import JobKind
 from hscr.store.store import Store
 from workers.broker import build
 from workers.canary import watch_canary
+from workers.checkpoints import drop_ended
 from workers.contract import (
     CHECK_STORE_TASK,
     CONSIDER_FINETUNE_TASK,
@@ -46,6 +49,9 @@ BODIES: dict[JobKind, Callable[[Services, Lease], Done]] = {
     JobKind.RELEASE: release,
 }
 
+log = logging.getLogger(__name__)
+FORCED = 75
+"""exit status of a worker that could not hand back its job: EX_TEMPFAIL of sysexits.h"""
 _LOOK_SECONDS = 0.05
 
 app = build(WorkerSettings())
@@ -65,6 +71,7 @@ def _run(body: Callable[[Services, Lease], Done]) -> Callable[[str], None]:
         settings = present.settings
         terms = Terms(settings.lease, settings.heartbeat_seconds, settings.job_timeout_seconds, stopping)
         run_job(present.store, job_id, partial(body, present), terms)
+        drop_ended(present.store)
 
     return run
 
@@ -103,7 +110,21 @@ def _ready(sender: Any, **_: Any) -> None:
 
 
 def _stop(**_: Any) -> None:
+    """Jobs are handed back by those who run them; whoever cannot is not waited for."""
+    if stopping.is_set():
+        _force("it was asked again")
     stopping.set()
+    grace = services().settings.stop_grace_seconds
+    timer = threading.Timer(grace, _force, [f"it had not stopped after {grace:g} s"])
+    timer.daemon = True
+    timer.start()
+
+
+def _force(reason: str) -> None:
+    """End now, the child with it. What was running goes on elsewhere once its lease has expired."""
+    log.error("the worker is ended by force: %s", reason)
+    services().gpu.abandon()
+    os._exit(FORCED)
 
 
 def _close(**_: Any) -> None:

@@ -15,8 +15,10 @@ from hscr.evaluate.metrics import ACCURACY, MACRO, Outcome, summarise
 from hscr.evaluate.run import Answer, run
 from hscr.evaluate.suites import Suite, SuiteItem, load_suite
 from hscr.records import Evaluation, GateVerdict, JobKind, Replica
+from hscr.store.blobs import bytes_digest
 from hscr.store.releases import BASE, add_evaluation
 from workers.asking import asked
+from workers.checkpoints import Answers, Kept
 from workers.contract import EvaluatePayload, ReleasePayload
 from workers.leases import Done, Lease
 from workers.rollout import await_loaded
@@ -32,8 +34,11 @@ class _Answers:
 
 
 def evaluate(services: Services, lease: Lease) -> Done:
-    """What is judged is what is served: candidate, active and base answer through a live replica."""
-    payload = EvaluatePayload.model_validate(lease.job.payload)
+    """What is judged is what is served: candidate, active and base answer through a live replica.
+
+    Answers are kept as they come, so that another attempt asks only for the others.
+    """
+    payload = lease.payload(EvaluatePayload)
     active = services.store.releases.pointer().active
     dependence = services.store.releases.dependence(payload.score_job)
     _require_scored(dependence, payload.candidate, active)
@@ -42,7 +47,11 @@ def evaluate(services: Services, lease: Lease) -> Done:
         lease.hold(name)
     replica = await_loaded(services, lease, *names)[0]
     suite = load_suite(payload.evaluate)
-    answers = _ask_all(replica, suite, [*names, None], payload.evaluate.concurrency, lease)
+    kept = Kept.take_over(services.store, lease).answers
+    work = _ask_versions(
+        replica, suite, [*names, None], lease, kept, concurrency=payload.evaluate.concurrency
+    )
+    answers = asked(replica, lease, work)
     judgement = judge(
         Measured(answers[payload.candidate].full, dependence[payload.candidate]["dependence"]),
         Measured(answers[active].full, dependence[active or BASE]["dependence"]),
@@ -78,15 +87,14 @@ def _require_scored(dependence: dict[str, Any], candidate: str, active: str | No
         )
 
 
-def _ask_all(
-    replica: Replica, suite: Suite, names: list[str | None], concurrency: int, lease: Lease
-) -> dict[str | None, _Answers]:
-    """Raises AttemptOver when the replica goes away."""
-    return asked(replica, lease, _ask_versions(replica, suite, names, concurrency, lease))
-
-
 async def _ask_versions(
-    replica: Replica, suite: Suite, names: list[str | None], concurrency: int, lease: Lease
+    replica: Replica,
+    suite: Suite,
+    names: list[str | None],
+    lease: Lease,
+    kept: Answers,
+    *,
+    concurrency: int,
 ) -> dict[str | None, _Answers]:
     size = len(suite.items)
     rounds = iter(range(2 * len(names)))
@@ -102,7 +110,7 @@ async def _ask_versions(
     answers: dict[str | None, _Answers] = {}
     async with EngineClient(replica.address) as engine:
         for name in names:
-            asked = _Asked(engine, name or replica.model)
+            asked = _Asked(engine, name or replica.model, replica.model_digest, kept)
             answers[name] = _Answers(await ask(asked.full), await ask(asked.blank))
     return answers
 
@@ -110,9 +118,12 @@ async def _ask_versions(
 class _Asked:
     """Greedy answers of one version. Without an image, equal questions have equal answers."""
 
-    def __init__(self, engine: EngineClient, model: str) -> None:
+    def __init__(self, engine: EngineClient, model: str, base: str, kept: Answers) -> None:
+        """base: the digest of the model that an adapter changes."""
         self._engine = engine
         self._model = model
+        self._base = base
+        self._kept = kept
         self._blank: dict[tuple[str, bytes], asyncio.Task[str]] = {}
 
     async def full(self, item: SuiteItem) -> str:
@@ -125,7 +136,13 @@ class _Asked:
         return await asyncio.shield(self._blank[key])
 
     async def _ask(self, question: str, image: bytes) -> str:
-        return (await self._engine.chat(ChatRequest.ask(self._model, question, image))).text
+        key = bytes_digest("\0".join([self._base, self._model, question, bytes_digest(image)]).encode())
+        known = self._kept.get(key)
+        if known is not None:
+            return known
+        text = (await self._engine.chat(ChatRequest.ask(self._model, question, image))).text
+        self._kept.add(key, text)
+        return text
 
 
 def _blank(png: bytes) -> bytes:

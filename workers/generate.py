@@ -17,24 +17,26 @@ def generate(services: Services, lease: Lease) -> Done:
     What the active adapter would say is what it should learn not to say, so the records are made with it,
     and name it.
     """
-    payload = GeneratePayload.model_validate(lease.job.payload)
+    payload = lease.payload(GeneratePayload)
     store = services.store
     sources = _sources(store, payload)
     active = store.releases.pointer().active
     lease.hold(active)
     made = _Writer(services, lease, payload, len(sources))
-    if sources:
-        services.gpu.run(
-            "generate",
-            {
-                "sources": [source.model_dump(mode="json") for source in sources],
-                "config": payload.config.resolved(),
-                "adapter": active and {"name": active, "digest": store.releases.adapter(active).digest},
-            },
-            on_event=made.take,
-            check=lease.check,
-        )
-    made.flush()
+    try:
+        if sources:
+            services.gpu.run(
+                "generate",
+                {
+                    "sources": [source.model_dump(mode="json") for source in sources],
+                    "config": payload.config.resolved(),
+                    "adapter": active and {"name": active, "digest": store.releases.adapter(active).digest},
+                },
+                on_event=made.take,
+                check=lease.check,
+            )
+    finally:
+        made.flush()  # what was made is kept, whatever ended the attempt
     then = (lease.following(JobKind.FINETUNE, payload.then),) if payload.then else ()
     return Done(_counts(store, lease.job.id, active), then)
 

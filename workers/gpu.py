@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import selectors
 import signal
 import subprocess
@@ -30,6 +31,7 @@ Event = dict[str, Any]
 _POLL_SECONDS = 0.2
 _TERM_SECONDS = 2.0
 _FINAL = {"result", "error"}
+_SIGN_OF_LIFE = "alive"
 
 
 class Gpu:
@@ -58,14 +60,13 @@ class Gpu:
         """Run a task and return its result; `check` is called several times a second and raises to stop it.
 
         Raises what `check` or `on_event` raised, the HscrError that the task raised, or AttemptOver when the
-        child died.
+        child died, fell silent or met an error that nobody foresaw. Such a child is not used again.
         """
         with self._lock:
             self._cancel_idle()
             child = self._ready_child()
             try:
-                number = child.request(task, arguments)
-                final = self._follow(child, number, on_event, check)
+                final = self._follow(child, task, arguments, on_event, check)
             finally:
                 self._start_idle()
         if final["event"] == "error":
@@ -78,24 +79,44 @@ class Gpu:
             self._cancel_idle()
             self._drop()
 
+    def abandon(self) -> None:
+        """Kill the child where it stands, whoever waits for it: this process ends at once."""
+        child = self._child
+        if child is not None and child.alive:
+            os.killpg(child.pid, signal.SIGKILL)
+
     def _follow(
-        self, child: "_Child", number: int, on_event: Callable[[Event], None], check: Callable[[], None]
+        self,
+        child: "_Child",
+        task: str,
+        arguments: dict[str, Any],
+        on_event: Callable[[Event], None],
+        check: Callable[[], None],
     ) -> Event:
         try:
+            number = child.request(task, arguments, check)
             for event in child.events(number):
                 if event is not None and event["event"] in _FINAL:
+                    if event.get("unforeseen"):
+                        self._drop()
                     return event
                 check()
-                if event is not None:
+                if event is not None and event["event"] != _SIGN_OF_LIFE:
                     on_event(event)
+        except _Silent:
+            self._drop()
+            raise
+        except AttemptOver:
+            self._stop(child, self._settings.checkpoint_grace_seconds, checkpoint=True)
+            raise
         except Exception:
-            self._stop(child, number)
+            self._stop(child, self._settings.child_grace_seconds)
             raise
         raise AssertionError("a child's events end with a final one or its death")
 
-    def _stop(self, child: "_Child", number: int) -> None:
+    def _stop(self, child: "_Child", seconds: float, *, checkpoint: bool = False) -> None:
         """Ask, and wait a moment; then kill. A child that obeys stays warm."""
-        if not (child.alive and child.stops(number, self._settings.child_grace_seconds)):
+        if not (child.alive and child.stops(seconds, checkpoint=checkpoint)):
             self._drop()
 
     def _ready_child(self) -> "_Child":
@@ -128,10 +149,15 @@ class Gpu:
                 self._lock.release()
 
 
+class _Silent(AttemptOver):
+    """It neither dies nor works; asking it to stop would be waste of time."""
+
+
 class _Child:
     """One `python -m workers.gpu_child` and its two pipes."""
 
     def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
         self._number = 0
         self._buffer = b""
         self._events, theirs = os.pipe()
@@ -144,6 +170,9 @@ class _Child:
             )
         finally:
             os.close(theirs)
+        assert self._process.stdin is not None
+        self._requests = self._process.stdin.fileno()
+        os.set_blocking(self._requests, False)  # a child that does not read must not hold up its parent
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._events, selectors.EVENT_READ)
         self.pid = self._process.pid
@@ -153,18 +182,30 @@ class _Child:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def request(self, task: str, arguments: dict[str, Any]) -> int:
+    def request(self, task: str, arguments: dict[str, Any], check: Callable[[], None]) -> int:
         """Send a task; returns its number. Raises AttemptOver."""
         self._number += 1
-        self._send({"id": self._number, "task": task, "arguments": arguments})
+        self._send(
+            {"id": self._number, "task": task, "arguments": arguments},
+            self._settings.child_silence_seconds,
+            check,
+        )
         return self._number
 
     def events(self, number: int) -> Iterator[Event | None]:
-        """Events of task `number` as they come, None while there is none. Raises AttemptOver at its death."""
+        """Events of task `number` as they come, None while there is none.
+
+        Raises AttemptOver at its death, or when it has been silent for too long.
+        """
+        heard = time.monotonic()
         while True:
             if not self._selector.select(_POLL_SECONDS):
+                if time.monotonic() - heard > self._settings.child_silence_seconds:
+                    seconds = self._settings.child_silence_seconds
+                    raise _Silent(f"the GPU child showed no progress for {seconds:g} s")
                 yield None
                 continue
+            heard = time.monotonic()
             data = os.read(self._events, 1 << 16)
             if not data:
                 raise AttemptOver(f"the GPU child died ({_fate(self._process.wait())})")
@@ -174,12 +215,12 @@ class _Child:
                 if event["id"] == number:
                     yield event
 
-    def stops(self, number: int, seconds: float) -> bool:
-        """Ask task `number` to stop; whether it did in time."""
+    def stops(self, seconds: float, *, checkpoint: bool) -> bool:
+        """Ask the latest task to stop, and before to keep what it has if it can; whether it did in time."""
         until = time.monotonic() + seconds
         with contextlib.suppress(AttemptOver):
-            self._send({"stop": number})
-            for event in self.events(number):
+            self._send({"stop": self._number, "checkpoint": checkpoint}, seconds)
+            for event in self.events(self._number):
                 if event is not None and event["event"] in _FINAL:
                     return True
                 if time.monotonic() > until:
@@ -200,11 +241,18 @@ class _Child:
                 self._process.stdin.close()
         log.info("GPU child %d ended: %s", self.pid, _fate(self._process.returncode))
 
-    def _send(self, message: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
+    def _send(
+        self, message: dict[str, Any], seconds: float, check: Callable[[], None] = lambda: None
+    ) -> None:
+        data = json.dumps(message).encode() + b"\n"
+        until = time.monotonic() + seconds
         try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
+            while data:
+                check()
+                if select.select([], [self._requests], [], _POLL_SECONDS)[1]:
+                    data = data[os.write(self._requests, data) :]
+                elif time.monotonic() > until:
+                    raise _Silent(f"the GPU child took no request for {seconds:g} s")
         except (BrokenPipeError, ConnectionResetError) as error:
             raise AttemptOver(f"the GPU child died ({_fate(self._process.wait())})") from error
 
@@ -227,7 +275,9 @@ def _fate(code: int | None) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
 
-def _error(event: Event) -> HscrError:
+def _error(event: Event) -> Exception:
+    if event.get("unforeseen"):
+        return AttemptOver(event["detail"])
     kind = getattr(hscr.errors, event["kind"])
     error: HscrError = kind(event["detail"], remedy=event["remedy"])
     return error

@@ -1,8 +1,9 @@
 """The process that owns torch, the model and the GPU's memory; `workers.gpu` starts and kills it.
 
-Standard input brings one JSON object per line, `{"id", "task", "arguments"}` or `{"stop": id}`; `--events` is
-the file descriptor that takes its answers: `progress`, `record` and `skip` events, closed by one `result` or
-`error`. The end of standard input means that the parent is dead: nothing may outlive it.
+Standard input brings one JSON object per line, `{"id", "task", "arguments"}` or `{"stop": id, "checkpoint"}`;
+`--events` is the file descriptor that takes its answers: `progress`, `record` and such events, `alive` among
+them, closed by one `result` or `error`. The end of standard input means that the parent is dead: nothing may
+outlive it.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,18 @@ from workers.logs import configure
 
 log = logging.getLogger("workers.gpu_child")
 
+_ALIVE_SECONDS = 1.0
+
 
 class Channel:
     """The way back to the parent for one task, and the parent's wish that it stop."""
 
-    def __init__(self, number: int, events: int, stops: set[int]) -> None:
+    def __init__(self, number: int, events: int, stops: dict[int, bool]) -> None:
+        """stops: the tasks that shall stop, and whether to write a checkpoint before."""
         self._number = number
         self._events = events
         self._stops = stops
+        self._told = 0.0
 
     def send(self, event: str, **data: Any) -> None:
         line = json.dumps({"id": self._number, "event": event, **data}).encode() + b"\n"
@@ -37,14 +43,21 @@ class Channel:
             line = line[os.write(self._events, line) :]
 
     def stopped(self) -> bool:
+        """Asked at every step of a task, it is also how the parent learns that the task advances."""
+        if time.monotonic() - self._told > _ALIVE_SECONDS:
+            self._told = time.monotonic()
+            self.send("alive")
         return self._number in self._stops
+
+    def checkpoint_wanted(self) -> bool:
+        return self._stops.get(self._number, False)
 
 
 def main() -> None:
     options = _options()
     configure()
     requests: queue.Queue[dict[str, Any]] = queue.Queue()
-    stops: set[int] = set()
+    stops: dict[int, bool] = {}
     threading.Thread(target=_listen, args=(requests, stops), daemon=True).start()
 
     from workers.gpu_work import Workbench  # noqa: PLC0415  torch takes seconds, in which a stop must be heard
@@ -55,11 +68,11 @@ def main() -> None:
         _serve(bench, request, Channel(request["id"], options.events, stops))
 
 
-def _listen(requests: "queue.Queue[dict[str, Any]]", stops: set[int]) -> None:
+def _listen(requests: "queue.Queue[dict[str, Any]]", stops: dict[int, bool]) -> None:
     for line in sys.stdin:
         message = json.loads(line)
         if "stop" in message:
-            stops.add(message["stop"])
+            stops[message["stop"]] = message["checkpoint"]
         else:
             requests.put(message)
     # This process leads its group, so whatever it started goes with it.
@@ -72,16 +85,12 @@ def _serve(bench: Any, request: dict[str, Any], channel: Channel) -> None:
     except HscrError as error:
         kind = type(error).__name__
         channel.send("error", kind=kind, detail=error.detail, remedy=error.remedy)
-    except Exception as error:  # noqa: BLE001  the next task deserves a living child
+    except Exception as error:  # noqa: BLE001  the parent decides what becomes of job and child
         # The message may quote what the task was about, so only the place is logged.
         frames = "".join(traceback.format_tb(error.__traceback__))
         log.error("unexpected %s\n%s", type(error).__name__, frames)
-        channel.send(
-            "error",
-            kind="HscrError",
-            detail=f"The {request['task']} task met an unexpected {type(error).__name__}.",
-            remedy="The worker's log shows where; submit the job again once the cause is gone.",
-        )
+        detail = f"the GPU child met an unexpected {type(error).__name__}"
+        channel.send("error", unforeseen=True, detail=detail)
     else:
         channel.send("result", result=result)
 

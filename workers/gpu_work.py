@@ -34,6 +34,8 @@ class Channel(Protocol):
 
     def stopped(self) -> bool: ...
 
+    def checkpoint_wanted(self) -> bool: ...
+
 
 class Workbench:
     """One model on one device; what a task needs of its weights is loaded at the first one and stays."""
@@ -84,7 +86,10 @@ class Workbench:
                 channel.send("skip", source=source.id, reason="Its image has expired or was deleted.")
 
     def _finetune(self, arguments: dict[str, Any], channel: Channel) -> dict[str, Any]:
-        """Arguments: records (path of JSON lines), out, config. Events: progress."""
+        """Arguments: records (path of JSON lines), out, config, checkpoints (folder), every (steps).
+
+        Events: progress; resumed (step) or refused (reason) when there is a checkpoint.
+        """
         lines = Path(arguments["records"]).read_text().splitlines()
         records = [PreferenceRecord.model_validate_json(line) for line in lines]
         result = finetune(
@@ -96,6 +101,12 @@ class Workbench:
                 "progress", done=step, total=steps, metrics=metrics
             ),
             should_stop=channel.stopped,
+            checkpoint_every=arguments["every"],
+            checkpoint_dir=arguments["checkpoints"],
+            should_checkpoint=channel.checkpoint_wanted,
+            resume=True,
+            on_resumed=lambda step: channel.send("resumed", step=step),
+            on_refused=lambda reason: channel.send("refused", reason=reason),
         )
         return {
             "metrics": result.metrics,
@@ -105,14 +116,16 @@ class Workbench:
         }
 
     def _score(self, arguments: dict[str, Any], channel: Channel) -> dict[str, Any]:
-        """Arguments: versions [{name, digest} | None], evaluate. Events: progress. See `_score_version`."""
+        """Arguments: versions [{name, digest} | None], evaluate. Events: scored, one per version.
+
+        See `_score_version`.
+        """
         config = EvaluateConfig.parse(arguments["evaluate"])
-        suite, versions = load_suite(config), arguments["versions"]
-        scores: list[dict[str, Any]] = []
-        for version in versions:
-            scores.append(self._score_version(version, suite, config, channel))
-            channel.send("progress", done=len(scores), total=len(versions))
-        return {"scores": scores}
+        suite = load_suite(config)
+        for version in arguments["versions"]:
+            body = self._score_version(version, suite, config, channel)
+            channel.send("scored", version=version and version["name"], body=body)
+        return {}
 
     def _score_version(
         self, version: dict[str, str] | None, suite: Suite, config: EvaluateConfig, channel: Channel

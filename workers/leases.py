@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+from pydantic import ValidationError
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from hscr.errors import (
     DatabaseUnavailable,
     HscrError,
+    InvalidInput,
     JobCancelled,
     LeaseLost,
     StoreError,
@@ -29,12 +31,12 @@ from hscr.errors import (
     StoreReadOnly,
 )
 from hscr.records import Job, JobKind, new_id
-from hscr.store.jobs import MAX_ATTEMPTS
 from hscr.store.store import Store
 from workers.contract import Payload
 
 log = logging.getLogger(__name__)
 
+P = TypeVar("P", bound=Payload)
 _REPORT_SECONDS = 0.5
 _OWNER = f"{socket.gethostname()}:{os.getpid()}:{new_id('worker')[-8:]}"
 
@@ -100,6 +102,22 @@ class Lease:
         self._reported = time.monotonic()
         data = {"done": done, "total": total, "what": what, **more}
         self._store.jobs.report(self.job.id, self.job.attempt, data)
+
+    def tell(self, message: str) -> None:
+        """A line in the job's story."""
+        self._store.jobs.tell(self.job.id, self.job.attempt, message)
+
+    def payload(self, kind: type[P]) -> P:
+        """What the job is about. Raises InvalidInput for what this version cannot read."""
+        try:
+            return kind.model_validate(self.job.payload)
+        except ValidationError as error:
+            # pydantic's message quotes the value, so only the places are told.
+            places = sorted({".".join(map(str, each["loc"])) for each in error.errors()})
+            raise InvalidInput(
+                f"This version cannot read the job's payload: {', '.join(places)}.",
+                remedy="Run it by the version that it was submitted to, or submit it anew.",
+            ) from error
 
     @contextmanager
     def fenced(self) -> Iterator[Connection]:
@@ -180,11 +198,13 @@ def _attempt(store: Store, job: Job, body: Callable[[Lease], Done], terms: Terms
     except LeaseLost:
         raise
     except AttemptOver as over:
+        log.warning("%s: attempt %d ended early: %s", job.id, job.attempt, over)
         blameless = terms.stopping.is_set() or isinstance(over, DiskInTheWay)
-        _hand_back(store, job, over, counted=not blameless)
+        ended = store.jobs.hand_back if blameless else store.jobs.attempt_failed
+        ended(job.id, job.attempt, str(over))
     except (DatabaseUnavailable, SQLAlchemyError) as error:
-        failed = AttemptOver(f"the database failed ({type(error).__name__})")
-        _hand_back(store, job, failed, counted=True)
+        log.warning("%s: the database failed (%s)", job.id, type(error).__name__)
+        store.jobs.attempt_failed(job.id, job.attempt, f"the database failed ({type(error).__name__})")
     except HscrError as error:
         log.info("%s: %s", job.id, error.slug)
         store.jobs.fail(job.id, job.attempt, error)
@@ -192,7 +212,7 @@ def _attempt(store: Store, job: Job, body: Callable[[Lease], Done], terms: Terms
         # The message itself may quote what it was about, so only the place is logged.
         frames = "".join(traceback.format_tb(error.__traceback__))
         log.error("%s: unexpected %s\n%s", job.id, type(error).__name__, frames)
-        store.jobs.fail(job.id, job.attempt, _unexpected(error))
+        store.jobs.attempt_failed(job.id, job.attempt, f"an unexpected {type(error).__name__}")
 
 
 @contextmanager
@@ -209,27 +229,8 @@ def _blaming_disk(store: Store) -> Iterator[None]:
         raise DiskInTheWay(told.detail) from error
 
 
-def _hand_back(store: Store, job: Job, over: AttemptOver, *, counted: bool) -> None:
-    log.warning("%s: attempt %d ended early: %s", job.id, job.attempt, over)
-    if counted and job.attempt >= MAX_ATTEMPTS:
-        parked = HscrError(
-            f"The job did not survive {job.attempt} attempts; the last: {over}.",
-            remedy="Read the worker's log for the cause, then submit the job again.",
-        )
-        store.jobs.fail(job.id, job.attempt, parked)
-    else:
-        store.jobs.hand_back(job.id, job.attempt, str(over))
-
-
 def _timed_out(seconds: float) -> HscrError:
     return HscrError(
         f"The job ran longer than {seconds:g} s and was stopped.",
         remedy="Give it less to do, or raise HSCR_JOB_TIMEOUT_SECONDS.",
-    )
-
-
-def _unexpected(error: Exception) -> HscrError:
-    return HscrError(
-        f"The job met an unexpected {type(error).__name__}.",
-        remedy="The worker's log shows where; submit the job again once the cause is gone.",
     )

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 def release(services: Services, lease: Lease) -> Done:
     """Propose, wait for the replicas, promote. A failure leaves what is served as it was."""
-    payload = ReleasePayload.model_validate(lease.job.payload)
+    payload = lease.payload(ReleasePayload)
     present = services.store.releases.pointer()
     if present.active == payload.version_name:
         return Done({"already_active": True, **_told(present)})

@@ -24,7 +24,7 @@ from workers.services import Services
 
 def score_answer(services: Services, lease: Lease) -> Done:
     """Raises Gone without the image, Conflict when the answer came from another base model than is here."""
-    payload = ScoreAnswerPayload.model_validate(lease.job.payload)
+    payload = lease.payload(ScoreAnswerPayload)
     answer = services.store.answers.get(payload.answer_id)
     _require_image(services, answer)
     lease.hold(answer.provenance.adapter)

@@ -21,6 +21,16 @@ class WorkerSettings(StoreSettings):
     job_timeout_seconds: float = Field(default=6 * 3600, gt=0, description="the longest run of one attempt")
     child_idle_seconds: float = Field(default=300, gt=0, description="then the GPU's memory is given back")
     child_grace_seconds: float = Field(default=3, gt=0, description="to stop when asked, before SIGTERM")
+    child_silence_seconds: float = Field(
+        default=900, gt=0, description="a GPU child that shows no progress for longer is stuck and killed"
+    )
+    checkpoint_every: int = Field(default=50, ge=0, description="steps of a fine-tune; 0 keeps none")
+    checkpoint_grace_seconds: float = Field(
+        default=6, gt=0, description="for a fine-tune's step and checkpoint when its worker must go"
+    )
+    stop_grace_seconds: float = Field(
+        default=25, gt=0, description="from SIGTERM to a worker's forced end; more than checkpoint_grace"
+    )
     write_every: int = Field(default=16, ge=1, description="generated records per transaction")
 
     relay_seconds: float = Field(default=0.2, gt=0, description="between two looks at the outbox")

@@ -10,6 +10,7 @@ from hscr.records import JobKind, JobState
 from hscr.store.blobs import remove
 from hscr.store.check import check, keep_findings, repair
 from hscr.store.store import Store
+from workers.checkpoints import drop_ended
 from workers.services import Services
 
 log = logging.getLogger(__name__)
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 def sweep(services: Services) -> None:
     settings, store = services.settings, services.store
+    drop_ended(store)
     scratch = [folder for folder in _entries(settings.work) if not _running(store, folder.name)]
     scratch += _older(store.blobs.root / "aside", settings.keep_temporary_seconds)
     for entry in scratch:  # first, because on a full disk nothing else can be done

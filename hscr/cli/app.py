@@ -12,6 +12,7 @@ from hscr.cli.common import complaints
 from hscr.cli.convert import convert
 from hscr.cli.demo import demo
 from hscr.cli.doctor import doctor
+from hscr.cli.jobs import jobs
 from hscr.cli.keeping import store, studies
 from hscr.cli.learn import evaluate, export, finetune, generate
 from hscr.cli.phantom import phantom
@@ -35,6 +36,7 @@ _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
 for panel, commands in _PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.add_typer(jobs, name="jobs", rich_help_panel="Learning")
 app.add_typer(keys, name="keys", rich_help_panel="On this machine")
 app.add_typer(db, name="db", rich_help_panel="On this machine")
 app.add_typer(store, name="store", rich_help_panel="On this machine")

@@ -8,9 +8,10 @@ from rich.table import Table
 
 from hscr.cli.common import URL, AsJson, Key, Url, console, print_json
 from hscr.cli.follow import report
+from hscr.cli.jobs import job_table
 from hscr.client import Client
 from hscr.errors import InvalidInput
-from hscr.records import AdapterVersion, Evaluation, Job, Pointer, Record
+from hscr.records import AdapterVersion, Evaluation, Pointer, Record
 
 Reason = Annotated[str, typer.Option(help="Why; it stays on record.", prompt=True)]
 
@@ -118,7 +119,7 @@ def status(*, url: Url = URL, key: Key = None, as_json: AsJson = False) -> None:
     if adapters:
         console.print(_adapters(adapters, evaluations))
     if jobs:
-        console.print(_jobs(jobs))
+        console.print(job_table(jobs))
     if evaluations:
         _show_evaluation(evaluations[0])
 
@@ -140,14 +141,6 @@ def _adapters(adapters: list[AdapterVersion], evaluations: list[Evaluation]) -> 
     table = Table("adapter", "records", "state", "latest verdict", title="Trained", title_justify="left")
     for adapter in adapters[:10]:
         table.add_row(adapter.name, str(adapter.records), adapter.state, verdicts.get(adapter.name, ""))
-    return table
-
-
-def _jobs(jobs: list[Job]) -> Table:
-    table = Table("job", "kind", "state", "attempt", "what went wrong", title="Jobs", title_justify="left")
-    for job in jobs:
-        wrong = f"{job.error['detail']} {job.error['remedy']}".strip() if job.error else ""
-        table.add_row(job.id, job.kind, job.state, str(job.attempt), wrong)
     return table
 
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 from accelerate.utils import gather_object
 from transformers import TrainingArguments
 
+from hscr import __version__
 from hscr.config import FinetuneConfig
-from hscr.errors import InvalidConfig
+from hscr.errors import Conflict, InvalidConfig
 from hscr.learn.callbacks import Follow, Metrics, Tracker, step_metrics, stop_if, trackers
-from hscr.learn.checkpoints import Checkpoints
+from hscr.learn.checkpoints import Checkpoints, step_of
 from hscr.learn.examples import Example, Pair, Pictures, digest, openers, prepare
 from hscr.learn.preference_trainer import Logps, PreferenceTrainer
 from hscr.learn.probe import probe_adapter
@@ -29,6 +31,7 @@ __all__ = ["FinetuneResult", "Metrics", "finetune"]
 
 _log = logging.getLogger(__name__)
 _TRAINEE = "trainee"
+_CODE = ("torch", "transformers", "peft", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,11 @@ def finetune(
     on_progress: Callable[[int, int, Metrics], None] = lambda *_: None,
     should_stop: Callable[[], bool] = lambda: False,
     checkpoint_every: int = 0,
+    checkpoint_dir: str | Path | None = None,
+    should_checkpoint: Callable[[], bool] = lambda: False,
     resume: bool = False,
+    on_resumed: Callable[[int], None] = lambda _: None,
+    on_refused: Callable[[str], None] | None = None,
     report_to: Sequence[Tracker] = (),
     cache_dir: str | Path | None = None,
 ) -> FinetuneResult:
@@ -63,42 +70,50 @@ def finetune(
     preferred answers of the same batches. `on_progress(step, steps, metrics)` follows each step, before
     which `should_stop` may raise JobCancelled.
 
-    Every `checkpoint_every` steps (0: never) a checkpoint is written to `<out_dir>.checkpoints`, which is
-    removed when training has ended; `resume` continues from the newest to the very bytes that an
-    uninterrupted run gives. `report_to` sends the metrics to TensorBoard (`<out_dir>.runs`) or MLflow.
+    Every `checkpoint_every` steps (0: never), and after a step at whose end `should_checkpoint`, a checkpoint
+    is written to `<out_dir>.checkpoints`, which is removed when training has ended, or to `checkpoint_dir`,
+    which stays. `resume` continues from it to the very bytes that an uninterrupted run gives, and tells
+    `on_resumed` the step. With `on_refused` one that cannot be used is no error: it is told why, and training
+    starts anew. `report_to` sends the metrics to TensorBoard (`<out_dir>.runs`) or MLflow.
     The reference's log-probs are kept in `cache_dir` for later runs.
 
     Under `accelerate launch` every process calls this with a model of its own, and the first one writes.
-    Raises InvalidRecord that names the record, InvalidConfig when training diverges, Conflict when there is
-    another run's checkpoint to resume from, DependencyMissing.
+    Raises InvalidRecord that names the record, InvalidConfig when training diverges, Conflict when the
+    checkpoint to resume from is damaged or another run's, DependencyMissing.
     """
     out, prepared = Path(out_dir), prepare(vlm, examples, config)
-    checkpoints = Checkpoints(_beside(out, "checkpoints"), _identity(vlm, prepared, config))
-    latest = checkpoints.latest() if resume else None
+    kept = Path(checkpoint_dir) if checkpoint_dir is not None else _beside(out, "checkpoints")
+    wanted = should_checkpoint if checkpoint_every else lambda: False
+    checkpoints = Checkpoints(kept, _identity(vlm, prepared, config), wanted)
+    # Asked to stop just after a step had ended without one, it is the next step's end that brings it.
+    stop = lambda: should_stop() and not checkpoints.behind  # noqa: E731
+    latest = _latest(checkpoints, on_refused) if resume else None
     with (
         _own_randomness(),
         vlm.with_lora(config, _TRAINEE),
         trackers(report_to, _beside(out, "runs")) as reports,
         tempfile.TemporaryDirectory() as unused,
     ):
-        folder = checkpoints.folder if checkpoint_every else unused
+        folder = checkpoints.aside if checkpoint_every else unused
         trainer = PreferenceTrainer(
             vlm,
             prepared,
             Pictures(vlm, openers(examples)),
             config=config,
             arguments=training_arguments(vlm, config, folder, checkpoint_every),
-            callbacks=[Follow(on_progress, should_stop), checkpoints, *reports],
+            callbacks=[Follow(on_progress, stop), checkpoints, *reports],
         )
         if config.reference == "cached":
             file = reference_file(Path(cache_dir), vlm, prepared) if cache_dir is not None else None
             trainer.reference = _reference(trainer, prepared, file, lambda: stop_if(should_stop, 0))
         if checkpoint_every and latest is None and trainer.is_world_process_zero():
             checkpoints.begin()
+        if latest is not None:
+            on_resumed(step_of(latest))
         trainer.train(resume_from_checkpoint=latest and str(latest))
         probe = _save(vlm, trainer, out, examples)
         trainer.accelerator.wait_for_everyone()
-        if trainer.is_world_process_zero():
+        if checkpoint_dir is None and trainer.is_world_process_zero():
             checkpoints.discard()
     metrics = _last_epoch(trainer.state.log_history, math.ceil(len(prepared) / config.batch_size))
     return FinetuneResult(out, metrics, probe, _warnings(metrics))
@@ -123,7 +138,6 @@ def training_arguments(
         logging_nan_inf_filter=False,
         save_strategy="steps" if checkpoint_every else "no",
         save_steps=checkpoint_every or 1,
-        save_total_limit=2,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -168,6 +182,16 @@ def _save(vlm: VLM, trainer: PreferenceTrainer, out: Path, examples: Sequence[Pa
     return {"items": []} if trainer.sharded else probe_adapter(vlm, _TRAINEE, examples)
 
 
+def _latest(checkpoints: Checkpoints, on_refused: Callable[[str], None] | None) -> Path | None:
+    try:
+        return checkpoints.latest()
+    except Conflict as refused:
+        if on_refused is None:
+            raise
+        on_refused(refused.detail)
+        return None
+
+
 def _identity(vlm: VLM, examples: Sequence[Example], config: FinetuneConfig) -> dict[str, str]:
     return {
         "model": vlm.digest,
@@ -175,6 +199,7 @@ def _identity(vlm: VLM, examples: Sequence[Example], config: FinetuneConfig) -> 
         "numeric mode": vlm.numeric_mode,
         "configuration": config.digest,
         "records": digest(examples),
+        "code": ", ".join([f"hscr {__version__}", *(f"{name} {version(name)}" for name in _CODE)]),
     }
 
 

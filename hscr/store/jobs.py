@@ -19,7 +19,7 @@ from hscr.store.keys import claim_idempotency
 from hscr.store.sightings import Sightings
 from hscr.store.tables import job_events, jobs, outbox
 
-MAX_ATTEMPTS = 3
+MAX_FAILURES = 3
 _RESENT = 1000
 """messages at most that one sweep takes for forgotten: a long queue is not doubled at each"""
 _NEW_JOB, _DUE, _TOLD = insert(jobs), insert(outbox).inline(), insert(job_events)
@@ -136,10 +136,20 @@ class Jobs:
             state = JobState.CANCELLED if error.slug == "job-cancelled" else JobState.FAILED
             _finish(connection, job_id, state, error=_problem(error))
 
-    def hand_back(self, job_id: str, attempt: int, reason: str) -> None:
-        """The worker must go (SIGTERM) or met a passing trouble: let another attempt begin."""
+    def tell(self, job_id: str, attempt: int, message: str) -> None:
+        """A line in the job's story that is neither progress nor an end, such as a warning."""
         with self.fenced(job_id, attempt) as connection:
-            _requeue(connection, job_id, reason)
+            _event(connection, job_id, "log", {"message": message})
+
+    def hand_back(self, job_id: str, attempt: int, reason: str) -> None:
+        """The worker must go (SIGTERM), which is no fault of the job: let another attempt begin."""
+        with self.fenced(job_id, attempt) as connection:
+            _requeue(connection, job_id, {"reason": reason})
+
+    def attempt_failed(self, job_id: str, attempt: int, reason: str) -> None:
+        """Let another attempt begin, or park the job with the reason when it has failed too often."""
+        with self.fenced(job_id, attempt) as connection:
+            _requeue_or_park(connection, job_id, reason)
 
     # -- the client's side ---------------------------------------------------------------------------------
 
@@ -147,6 +157,25 @@ class Jobs:
         """Stop a job: a queued one at once, a running one as soon as its worker sees the request."""
         with self._database.write() as connection:
             return cancel_in(connection, job_id)
+
+    def retry(self, job_id: str, *, key_id: str | None = None) -> Job:
+        """Submit what failed or was cancelled again, as a new job; however often, it is one and the same.
+
+        Raises NotFound, Conflict for a job that has not ended, or has ended well.
+        """
+        job = self.get(job_id)
+        if job.state not in {JobState.FAILED, JobState.CANCELLED}:
+            raise Conflict(
+                f"The job is {job.state}: there is nothing to repeat.",
+                remedy="Only failed and cancelled jobs are submitted again.",
+            )
+        again = Job(kind=job.kind, payload=job.payload, parent=job.id, key_id=key_id or job.key_id)
+        with self._database.write() as connection:
+            known = claim_idempotency(connection, "retry", job.id, job.id, again.id)
+            if known is not None:
+                return _get(connection, known)
+            submit_in(connection, again)
+        return again
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 500) -> list[JobEvent]:
         query = (
@@ -162,7 +191,9 @@ class Jobs:
 
     def due(self, limit: int = 100) -> Sequence[tuple[int, str, JobKind]]:
         """Outbox entries not yet sent: (entry, job id, kind)."""
-        query = select(outbox.c.id, outbox.c.job_id, outbox.c.kind).where(outbox.c.sent_at.is_(None))
+        # A kind that only a newer version knows waits for that version and holds up nothing.
+        known = (outbox.c.sent_at.is_(None), outbox.c.kind.in_(list(JobKind)))
+        query = select(outbox.c.id, outbox.c.job_id, outbox.c.kind).where(*known)
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(outbox.c.id).limit(limit)).all()
         return [(row.id, row.job_id, JobKind(row.kind)) for row in rows]
@@ -235,23 +266,35 @@ def _forgotten(moment: datetime, unclaimed_for: timedelta) -> Select[str]:
 def _recover(connection: Connection, job: Job) -> None:
     if job.cancel_requested:
         _finish(connection, job.id, JobState.CANCELLED)
-    elif job.attempt >= MAX_ATTEMPTS:
-        parked = HscrError(
-            f"The job's worker died {job.attempt} times.",
-            remedy="Read the worker's log for the cause, then submit the job again.",
-        )
-        _finish(connection, job.id, JobState.FAILED, error=_problem(parked))
     else:
-        _requeue(connection, job.id, "the worker's lease expired")
+        _requeue_or_park(connection, job.id, "the worker's lease expired")
 
 
-def _requeue(connection: Connection, job_id: str, reason: str) -> None:
+def _requeue_or_park(connection: Connection, job_id: str, reason: str) -> None:
+    failures = 1 + _failures(connection, job_id)
+    if failures < MAX_FAILURES:
+        _requeue(connection, job_id, {"reason": reason, "failures": failures})
+        return
+    parked = HscrError(
+        f"The job did not survive {failures} attempts; the last: {reason}.",
+        remedy="Read the worker's log for the cause, then submit it again: `hscr jobs retry`.",
+    )
+    _finish(connection, job_id, JobState.FAILED, error=_problem(parked))
+
+
+def _failures(connection: Connection, job_id: str) -> int:
+    """Attempts that failed. `attempt` counts those too that a worker handed back because it had to go."""
+    query = select(job_events.c.data).where(job_events.c.job_id == job_id, job_events.c.type == "state")
+    return max((data.get("failures", 0) for data in connection.execute(query).scalars()), default=0)
+
+
+def _requeue(connection: Connection, job_id: str, why: dict[str, Any]) -> None:
     free = {"state": JobState.QUEUED, "lease_owner": None, "lease_expires_at": None}
     row = connection.execute(
         update(jobs).where(jobs.c.id == job_id).values(**free).returning(jobs.c.kind)
     ).one()
     connection.execute(_DUE, {"job_id": job_id, "kind": row.kind, "created_at": now()})
-    _event(connection, job_id, "state", {"state": JobState.QUEUED, "reason": reason})
+    _event(connection, job_id, "state", {"state": JobState.QUEUED, **why})
 
 
 def _finish(

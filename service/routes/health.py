@@ -9,7 +9,7 @@ from hscr.errors import EngineUnavailable, InvalidInput, NotFound, StoreFull, St
 from hscr.store.releases import BASE
 from service.deps import Gateway
 from service.docs import problems
-from service.errors import InternalError, known_problems, status_of
+from service.errors import CopyLeaving, InternalError, known_problems, status_of
 from service.pointer import PointerStale
 from service.schemas import Health, ProblemDescription, Readiness
 
@@ -25,10 +25,17 @@ async def livez() -> Health:
 @router.get(
     "/readyz",
     operation_id="readyz",
-    responses=problems(PointerStale, StoreFull, StoreReadOnly, EngineUnavailable, InternalError),
+    responses=problems(CopyLeaving, PointerStale, StoreFull, StoreReadOnly, EngineUnavailable, InternalError),
 )
 async def readyz(state: Gateway) -> Readiness:
-    """The store takes answers, the pointer is fresh and a replica serves it. Research use only."""
+    """The store takes answers, the pointer is fresh, a replica serves it, and nobody asked this copy to stop.
+
+    Research use only.
+    """
+    if state.leaving.begun:
+        raise CopyLeaving(
+            "This copy of the gateway was asked to stop.", remedy="Ask another copy, or the same one later."
+        )
     state.pointer.require_fresh()
     pointer = state.pointer.pointer
     serving = state.engines.serving(pointer.active)

@@ -85,8 +85,8 @@ async def follow_job(
         for event in events:
             seen = event.seq
             yield ServerSentEvent(data=event, event=event.type, id=str(event.seq))
-        if ended and not events:
-            return
+        if (ended or state.leaving.begun) and not events:
+            return  # who follows a job that goes on asks another copy, by Last-Event-ID
         if not events:
             await asyncio.sleep(state.settings.event_poll)
 
@@ -99,6 +99,24 @@ async def cancel_job(state: Gateway, key: Reviewer, job: Named) -> Job:
     if key.role is not Role.OPERATOR and job.key_id != key.id:
         raise Forbidden("Another key submitted this job.", remedy="Ask an operator to cancel it.")
     return await state.db(state.store.jobs.cancel, job.id)
+
+
+@router.post(
+    "/v1/jobs/{job_id}/retry",
+    operation_id="retry_job",
+    status_code=202,
+    responses=problems(*ALWAYS, NotFound, Conflict),
+)
+async def retry_job(state: Gateway, key: Reviewer, job: Named, response: Response) -> Job:
+    """Submit a failed or cancelled job again, as a new one; asked twice, it is the same new one.
+
+    Research use only.
+    """
+    if key.role is not Role.OPERATOR and job.key_id != key.id:
+        raise Forbidden("Another key submitted this job.", remedy="Ask an operator to submit it again.")
+    again = await state.db(state.store.jobs.retry, job.id, key_id=key.id)
+    response.headers["Location"] = f"/v1/jobs/{again.id}"
+    return again
 
 
 @router.post(

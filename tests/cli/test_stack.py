@@ -87,6 +87,10 @@ def test_generate_on_the_stack_then_export_and_read_back(
     assert status["pointer"]["active"] is None
     assert status["jobs"][0]["id"] == job["id"]
     assert job["id"] in up.run("status").stdout
+    assert job["id"] in up.run("jobs", "list", "--kind", "generate").stdout
+    assert up.json("jobs", "list", "--state", "failed") == []
+    refused = up.run("jobs", "retry", job["id"])
+    assert (refused.returncode, "succeeded: there is nothing to repeat" in refused.stderr) == (2, True)
 
 
 def test_doctor_finds_nothing_wrong(up: Up) -> None:

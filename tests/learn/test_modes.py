@@ -1,6 +1,7 @@
 """However a step is carried out, it is the same step (algorithms §6: 24, 37, 38, 41)."""
 
 import random
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -143,6 +144,36 @@ def test_only_the_same_run_is_resumed(vlm: VLM, tmp_path: Path) -> None:
     (torn / "trainer_state.json").write_text("{")
     _, rest = run(vlm, SHORT, tmp_path / "a", resume=True)
     assert len(rest) == 3
+
+
+def test_what_cannot_be_resumed_is_told_or_an_error(vlm: VLM, tmp_path: Path, plain: list[Metrics]) -> None:
+    """One checkpoint is kept, the one asked for when the run was stopped; then a byte of it changes."""
+    steps: list[int] = []
+    with pytest.raises(JobCancelled):
+        finetune(
+            vlm, records(), SHORT, out_dir=tmp_path / "a", checkpoint_every=4,
+            on_progress=lambda step, *_: steps.append(step),
+            should_checkpoint=lambda: len(steps) >= 2, should_stop=lambda: len(steps) >= 2,
+        )  # fmt: skip
+    folder = tmp_path / "a.checkpoints"
+    assert [path.name for path in folder.glob("*-*")] == ["checkpoint-3"]
+    copy = shutil.copytree(folder, tmp_path / "b")
+
+    resumed: list[int] = []
+    options = {"checkpoint_every": 2, "resume": True, "on_resumed": resumed.append}
+    _, rest = run(vlm, SHORT, tmp_path / "a", **options)
+    assert (resumed, rest) == ([3], plain[3:])
+
+    damaged = next(copy.rglob("optimizer.pt"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    with pytest.raises(Conflict, match="checkpoint-3 is damaged"):
+        run(vlm, SHORT, tmp_path / "c", checkpoint_dir=copy, **options)
+    refused: list[str] = []
+    _, whole = run(vlm, SHORT, tmp_path / "c", checkpoint_dir=copy, on_refused=refused.append, **options)
+    assert (whole, resumed) == (plain, [3])
+    assert refused == ["checkpoint-3 is damaged on disk."]
+    assert [path.name for path in copy.glob("*-*")] == ["checkpoint-4"], "the caller's own folder stays"
+    assert files(tmp_path / "a") == files(tmp_path / "c")
 
 
 def test_nothing_to_resume_is_a_new_run(vlm: VLM, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 
+from hscr.errors import HscrError
 from hscr.records import Job, JobKind, JobState, Role
 from tests.service.conftest import IMAGE, QUESTION, b64
 from tests.waiting import wait_until
@@ -112,6 +113,26 @@ def test_reviewers_cancel_only_their_own(gateway, store):
     assert gateway.request("DELETE", f"/v1/jobs/{jobs[0]}", headers=other).status_code == 403
     assert gateway.request("DELETE", f"/v1/jobs/{jobs[0]}", headers=one).status_code == 200
     assert gateway.request("DELETE", f"/v1/jobs/{jobs[1]}", headers=operator).status_code == 200
+
+
+def test_what_failed_is_submitted_again_once(gateway, store):
+    job = gateway.post("/v1/preference-jobs", {"config": {"seed": 7}}).json()["id"]
+    retried = f"/v1/jobs/{job}/retry"
+    assert gateway.post(retried, {}).json()["type"] == "/problems/conflict"
+    store.jobs.claim(job, "worker", LEASE)
+    store.jobs.fail(job, 1, HscrError("It did not survive."))
+    replies = [gateway.post(retried, {}) for _ in range(2)]
+    assert [reply.status_code for reply in replies] == [202, 202]
+    again, same = (reply.json() for reply in replies)
+    assert again == same
+    assert replies[0].headers["location"] == f"/v1/jobs/{again['id']}"
+    assert (again["state"], again["attempt"], again["parent"]) == ("queued", 0, job)
+    assert again["payload"] == store.jobs.get(job).payload
+    assert store.jobs.get(job).state is JobState.FAILED, "its story stays as it was"
+    assert again["id"] in [job_id for _, job_id, _ in store.jobs.due()]
+    assert gateway.post("/v1/jobs/job_none/retry", {}).status_code == 404
+    other = gateway.key(Role.REVIEWER)
+    assert gateway.post(retried, {}, headers=other).status_code == 403
 
 
 def finish(store, job_id: str) -> None:

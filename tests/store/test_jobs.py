@@ -8,7 +8,7 @@ from sqlalchemy.exc import IntegrityError
 
 from hscr.errors import Conflict, IdempotencyConflict, JobCancelled, LeaseLost, NotFound
 from hscr.records import Job, JobKind, JobState
-from hscr.store.jobs import MAX_ATTEMPTS
+from hscr.store.jobs import MAX_FAILURES
 from hscr.store.store import Store
 
 LEASE = timedelta(seconds=30)
@@ -141,13 +141,13 @@ def test_the_sweeper_sends_again_what_the_queue_forgot(store: Store) -> None:
 
 def test_a_job_whose_workers_keep_dying_is_parked_with_its_reason(store: Store) -> None:
     job = submit(store)
-    for _ in range(MAX_ATTEMPTS):
+    for _ in range(MAX_FAILURES):
         assert store.jobs.claim(job.id, "dying", EXPIRED) is not None
         store.jobs.resend(unclaimed_for=timedelta(hours=1), silent_for=AT_ONCE)
     parked = store.jobs.get(job.id)
     assert parked.state is JobState.FAILED
     assert parked.error is not None
-    assert f"died {MAX_ATTEMPTS} times" in parked.error["detail"]
+    assert f"{MAX_FAILURES} attempts; the last: the worker's lease expired" in parked.error["detail"]
 
 
 def test_events_resume_after_a_sequence_number(store: Store) -> None:

@@ -1,5 +1,6 @@
 """What the tests of the workers do again and again."""
 
+import contextlib
 import io
 import os
 import signal
@@ -85,8 +86,8 @@ class Processes:
         lean = ["--without-gossip", "--without-mingle", "-n", f"w{next(self._number)}@test"]
         return self.start("celery", "-A", "workers.app", "worker", *options, *lean, **environment)
 
-    def beat(self) -> subprocess.Popen[bytes]:
-        return self.start("celery", "-A", "workers.app", "beat", "-l", "INFO")
+    def beat(self, **environment: str) -> subprocess.Popen[bytes]:
+        return self.start("celery", "-A", "workers.app", "beat", "-l", "INFO", **environment)
 
     def logs(self) -> str:
         return "\n".join(f"== {log.name}\n{log.read_text()}" for log in sorted(self._folder.glob("*.log")))
@@ -122,6 +123,31 @@ def succeeded(store: Store, job: Job, seconds: float = 40) -> Job:
 def states(store: Store, job: Job) -> list[str]:
     """The states a job went through, from its events."""
     return [event.data["state"] for event in store.jobs.events(job.id) if event.type == "state"]
+
+
+def gpu_child(worker_pid: int) -> int | None:
+    """The worker's child that has loaded torch."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (entry / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if parent == worker_pid and b"workers.gpu_child" in command:
+            return int(entry.name)
+    return None
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that ended and was not waited for does not."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def progress(store: Store, job: Job) -> int:
+    """How far a job says it is."""
+    return max((event.data.get("done", 0) for event in store.jobs.events(job.id)), default=0)
 
 
 def png(seed: int, size: int = 32) -> bytes:

@@ -2,6 +2,7 @@
 
 import io
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.postgres_server import PostgresServer, programs
 from tests.waiting import wait_until
 from tests.workers.engines import Engine, loaded, probe, register, replica, start_agent
 from tests.workers.harness import RANDOM, Processes, finished, make_adapter, submit, succeeded
+from workers.checkpoints import _pairs
 from workers.contract import EvaluatePayload, FinetunePayload, GeneratePayload, ReleasePayload, ScorePayload
 from workers.settings import EMBEDDED_MODEL, WorkerSettings
 
@@ -166,14 +168,60 @@ def test_a_release_without_a_ready_replica_says_which_and_why(
     assert store.releases.pointer().candidate is None
 
 
-def test_an_evaluation_is_cancelled_although_its_engine_is_silent(
-    store: Store, processes: Processes, engine: Engine, tmp_path: Path
-) -> None:
+def scored(store: Store, tmp_path: Path) -> str:
+    """A version that only its evaluation is missing for."""
     folder = make_adapter(EMBEDDED_MODEL, tmp_path / "a", seed=1, scale=0.05)
     version = register(store, EMBEDDED_MODEL, folder, probe(EMBEDDED_MODEL, folder)).name
     with store.database.write() as connection:
         for name in (None, version):
             add_dependence(connection, "job_scored", name, {"dependence": {}, "visual_dependence": 0.0})
+    return version
+
+
+def test_a_killed_evaluation_asks_only_what_it_has_no_answer_to(
+    store: Store, processes: Processes, engine: Engine, tmp_path: Path
+) -> None:
+    version = scored(store, tmp_path)
+    store.releases.propose(version, actor="test", reason="it stays loaded")
+    start_agent(processes, engine)
+    wait_until(lambda: version in loaded(store), seconds=60, what="the version")
+    processes.relay()
+    worker = processes.worker("evaluate", HSCR_MODEL_PATH=MODEL)
+    many = EVALUATE.model_copy(update={"images": 60})
+    payload = EvaluatePayload(candidate=version, score_job="job_scored", evaluate=many)
+
+    def answered() -> float:
+        return engine.metric("vllm:request_success_total")
+
+    def evaluated(job: Job) -> Evaluation:
+        ended = succeeded(store, job, seconds=120)
+        return store.releases.evaluation((ended.result or {})["evaluation"])
+
+    job = submit(store, payload)
+    file = store.blobs.root / "checkpoints" / job.id / "1" / "answers.jsonl"
+
+    def kept() -> int:
+        return len(dict(_pairs(file)))
+
+    wait_until(lambda: kept() > 20, seconds=90, what="answers")
+    worker.kill()
+    worker.wait()
+    had = kept()
+    wait_until(lambda: not engine.metric("vllm:num_requests_running"), what="the end of its requests")
+    before = answered()
+    wait_until(lambda: store.jobs.resend(unclaimed_for=timedelta(hours=1)), what="the lease's end")
+    processes.worker("evaluate", HSCR_MODEL_PATH=MODEL)
+    resumed, between = evaluated(job), answered()
+    whole = evaluated(submit(store, payload))
+    assert between - before == answered() - between - had
+    assert (resumed.scores, resumed.reasons) == (whole.scores, whole.reasons)
+    wait_until(lambda: not list((store.blobs.root / "checkpoints").iterdir()), what="their removal")
+
+
+def test_an_evaluation_is_cancelled_although_its_engine_is_silent(
+    store: Store, processes: Processes, engine: Engine, tmp_path: Path
+) -> None:
+    version = scored(store, tmp_path)
     start_agent(processes, engine)
     processes.relay()
     processes.worker("evaluate", HSCR_MODEL_PATH=MODEL)

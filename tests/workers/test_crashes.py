@@ -3,12 +3,13 @@
 import os
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from hscr.config import FinetuneConfig
-from hscr.records import Job, JobKind, JobState
+from hscr.records import JobKind, JobState, PreferenceRecord, PreferenceSource
 from hscr.store.store import Store
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until
@@ -17,37 +18,25 @@ from tests.workers.harness import (
     Processes,
     add_sources,
     finished,
+    gpu_child,
     make_records,
+    progress,
     states,
     submit,
     succeeded,
 )
 from workers.contract import FinetunePayload, GeneratePayload, ReleasePayload
+from workers.gpu import Event, Gpu
 from workers.settings import WorkerSettings
 
+EPOCH = datetime.fromtimestamp(0, UTC)
 GPU = "generate,score,finetune"
 SMALL = FinetuneConfig(rank=4, epochs=30, batch_size=8)
 
 
-def gpu_child(worker_pid: int) -> int | None:
-    """The worker's child that has loaded torch."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            command = (entry / "cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if parent == worker_pid and b"workers.gpu_child" in command:
-            return int(entry.name)
-    return None
-
-
-def progress(store: Store, job: Job) -> int:
-    """How far a job says it is."""
-    return max((event.data.get("done", 0) for event in store.jobs.events(job.id)), default=0)
-
-
-def test_the_worker_dies_in_the_middle_of_a_generation(store: Store, processes: Processes) -> None:
+def test_the_worker_dies_in_the_middle_of_a_generation(
+    store: Store, processes: Processes, settings: WorkerSettings
+) -> None:
     sources = add_sources(store, 800)
     processes.relay()
     processes.worker("control")
@@ -70,6 +59,24 @@ def test_the_worker_dies_in_the_middle_of_a_generation(store: Store, processes: 
     assert len(made) == len(set(made)), "no source twice"
     assert set(made) | skipped.keys() == {source.id for source in sources}, "no source lost"
     assert ended.result == {"records": len(made), "skipped": len(skipped), "adapter": None}
+    whole = {record.id: said(record) for record in uninterrupted(settings, sources)}
+    assert {record.id: said(record) for record in records} == whole, "as if it had never died"
+
+
+def said(record: PreferenceRecord) -> PreferenceRecord:
+    """Without who made it and when."""
+    return record.but(job_id=None, created_at=EPOCH)
+
+
+def uninterrupted(settings: WorkerSettings, sources: list[PreferenceSource]) -> list[PreferenceRecord]:
+    """What a child makes of all of them in one go."""
+    events: list[Event] = []
+    gpu = Gpu(settings)
+    dumped = [source.model_dump(mode="json") for source in sources]
+    arguments = {"sources": dumped, "config": RANDOM.resolved(), "adapter": None}
+    gpu.run("generate", arguments, on_event=events.append, check=lambda: None)
+    gpu.close()
+    return [PreferenceRecord.model_validate(e["record"]) for e in events if e["event"] == "record"]
 
 
 def test_the_child_dies_in_the_middle_of_a_finetune(

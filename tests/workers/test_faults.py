@@ -288,10 +288,12 @@ def test_the_worker_dies_for_the_last_time(stand: Stand) -> None:
         load.wait()
         kill(stand.worker)
         with stand.store.database.write() as connection:
-            connection.exec_driver_sql("UPDATE jobs SET attempt = 3 WHERE id = ?", (job.id,))
+            twice = '{"state": "queued", "failures": 2}'
+            change = f"UPDATE job_events SET data = '{twice}' WHERE job_id = '{job.id}' AND seq = 1"
+            connection.exec_driver_sql(change)
     stand.start_worker()
     ended = finished(stand.store, job, seconds=90)
-    assert "worker died 3 times" in (ended.error or {})["detail"]
+    assert "3 attempts; the last: the worker's lease expired" in (ended.error or {})["detail"]
     stand.settled(old)
 
 

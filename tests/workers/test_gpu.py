@@ -1,6 +1,5 @@
 """The warm child: its work, its warmth, and every way to lose it."""
 
-import contextlib
 import json
 import os
 import signal
@@ -18,8 +17,9 @@ from hscr.errors import AdapterRefused, InvalidConfig, JobCancelled
 from hscr.records import PreferenceRecord
 from hscr.store.store import Store
 from tests.waiting import wait_until
-from tests.workers.harness import FAST, RANDOM, add_sources, migrated
+from tests.workers.harness import FAST, RANDOM, add_sources, alive, migrated
 from workers.gpu import Event, Gpu
+from workers.gpu_child import Channel
 from workers.leases import AttemptOver
 from workers.settings import WorkerSettings
 
@@ -56,13 +56,6 @@ def ignore(_: Event) -> None:
 
 def go_on() -> None:
     """No reason to stop."""
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs; one that ended and was not waited for does not."""
-    with contextlib.suppress(FileNotFoundError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 class Stopper:
@@ -175,6 +168,56 @@ def test_a_child_that_does_not_obey_is_killed_within_ten_seconds(store: Store, g
     with pytest.raises(JobCancelled):
         gpu.run("generate", generation(store, 200), on_event=freeze, check=stopper.check)
     assert time.monotonic() - stopper.asked_at < 10
+    assert gpu.pid is None
+
+
+def test_a_child_that_stands_still_is_killed(
+    store: Store, gpu: Gpu, settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the midst of a task, and between two when it does not even read the next one."""
+    gpu.run("generate", generation(store, 1), on_event=ignore, check=go_on)
+    pids: list[int] = []
+
+    def freeze(_: object = None) -> None:
+        assert gpu.pid is not None
+        pids.append(gpu.pid)
+        os.kill(gpu.pid, signal.SIGSTOP)
+        monkeypatch.setattr(settings, "child_silence_seconds", 0.5)
+
+    with pytest.raises(AttemptOver, match=r"no progress for 0\.5 s"):
+        gpu.run("generate", generation(store, 200), on_event=freeze, check=go_on)
+    assert gpu.pid is None
+
+    monkeypatch.undo()
+    gpu.run("generate", generation(store, 1), on_event=ignore, check=go_on)
+    freeze()
+    more_than_a_pipe_holds = generation(store, 1)
+    more_than_a_pipe_holds["sources"] *= 1000
+    with pytest.raises(AttemptOver, match=r"took no request for 0\.5 s"):
+        gpu.run("generate", more_than_a_pipe_holds, on_event=ignore, check=go_on)
+    assert len(set(pids)) == 2
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_only_a_task_that_asks_whether_to_go_on_gives_a_sign_of_life() -> None:
+    """Whoever spins elsewhere is as silent as one that stands still."""
+    events, theirs = os.pipe()
+    os.set_blocking(events, False)
+    channel = Channel(7, theirs, {})
+    assert [channel.stopped() for _ in range(3)] == [False] * 3
+    assert [json.loads(line) for line in os.read(events, 1000).splitlines()] == [{"id": 7, "event": "alive"}]
+    with pytest.raises(BlockingIOError):
+        os.read(events, 1000)
+    os.close(events)
+    os.close(theirs)
+
+
+def test_an_error_that_nobody_foresaw_ends_attempt_and_child(store: Store, gpu: Gpu) -> None:
+    """Not the job: the next attempt has a child whose device is not spoilt."""
+    arguments = generation(store, 1)
+    arguments["sources"][0]["image_digest"] = store.blobs.put(b"no image")
+    with pytest.raises(AttemptOver, match="unexpected UnidentifiedImageError"):
+        gpu.run("generate", arguments, on_event=ignore, check=go_on)
     assert gpu.pid is None
 
 

@@ -9,9 +9,11 @@ import pytest
 
 from hscr.errors import Conflict, HscrError, JobCancelled
 from hscr.records import Job, JobKind, JobState
+from hscr.store.jobs import MAX_FAILURES
 from hscr.store.releases import add_dependence
 from hscr.store.store import Store
 from tests.waiting import wait_until
+from workers.contract import ScorePayload
 from workers.leases import AttemptOver, Done, Lease, Terms, run_job
 
 TERMS = Terms(timedelta(seconds=5), heartbeat_seconds=0.05, timeout_seconds=60)
@@ -71,10 +73,14 @@ def test_an_unexpected_error_tells_its_kind_and_nothing_of_the_patient(
     def body(_: Lease) -> Done:
         raise ValueError(question)
 
+    job = queued(store)
     with caplog.at_level(logging.INFO):
-        job = run(store, body)
+        for _ in range(MAX_FAILURES):
+            assert store.jobs.get(job.id).state is JobState.QUEUED
+            run_job(store, job.id, body, TERMS)
+    job = store.jobs.get(job.id)
     assert job.state is JobState.FAILED
-    assert "ValueError" in (job.error or {})["detail"]
+    assert "3 attempts; the last: an unexpected ValueError" in (job.error or {})["detail"]
     assert "Jane" not in str(job.error) + caplog.text
     assert "test_leases.py" in caplog.text
 
@@ -118,6 +124,34 @@ def test_a_job_whose_child_keeps_dying_is_parked(store: Store) -> None:
     parked = store.jobs.get(job.id)
     assert parked.state is JobState.FAILED
     assert "3 attempts" in (parked.error or {})["detail"]
+
+
+def test_attempts_that_a_worker_had_to_give_up_do_not_count(store: Store) -> None:
+    """Nor do they make an earlier failure forgotten."""
+    leaving = Terms(timedelta(seconds=5), 0.05, 60, stopping=threading.Event())
+    leaving.stopping.set()
+
+    def dies(_: Lease) -> Done:
+        raise AttemptOver("the GPU child died (signal SIGKILL)")
+
+    job = queued(store)
+    for terms, body in [(TERMS, dies), *[(leaving, until_stopped)] * 4, (TERMS, dies)]:
+        run_job(store, job.id, body, terms)
+        assert store.jobs.get(job.id).state is JobState.QUEUED
+    run_job(store, job.id, dies, TERMS)
+    parked = store.jobs.get(job.id)
+    assert (parked.state, parked.attempt) == (JobState.FAILED, 7)
+    assert "3 attempts; the last: the GPU child died (signal SIGKILL)" in (parked.error or {})["detail"]
+
+
+def test_a_payload_that_cannot_be_read_is_said_without_its_values(store: Store) -> None:
+    job = store.jobs.submit(Job(kind=JobKind.SCORE, payload={"candidate": {"name": "Jane Doe"}, "more": 1}))
+    run_job(store, job.id, lambda lease: Done({"read": lease.payload(ScorePayload)}), TERMS)
+    parked = store.jobs.get(job.id)
+    assert (parked.state, parked.attempt) == (JobState.FAILED, 1)
+    assert (parked.error or {})["slug"] == "invalid-input"
+    assert "candidate, evaluate, more" in (parked.error or {})["detail"]
+    assert "Jane" not in str(parked.error)
 
 
 def test_a_failing_database_is_another_attempts_business(store: Store) -> None:
