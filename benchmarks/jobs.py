@@ -100,7 +100,7 @@ def _story(stand: Stand, secret: str, job: str) -> list[JobEvent]:
         with suppress(httpx2.HTTPError, HscrError), Client(url, secret) as client:
             told.extend(client.follow(job, after=told[-1].seq if told else 0))
             return told
-        time.sleep(0.1)
+        time.sleep(1)
     return told
 
 
@@ -124,7 +124,7 @@ async def measure(options: argparse.Namespace, stand: Stand, store: Store, secre
 
     told: Stories = {}
     queue: asyncio.Queue[str] = asyncio.Queue()
-    followers = [asyncio.create_task(followed(stand, secret, queue, told)) for _ in range(4)]
+    followers = [asyncio.create_task(followed(stand, secret, queue, told)) for _ in range(2)]
     began = time.monotonic()
     rate = options.kill_rate or most / 4
     killed = asyncio.create_task(killing(stand, clients, rate, options.kills, options.every))
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--warm", type=float, default=3)
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--every", type=float, default=2, help="mean seconds between two kills")
+    parser.add_argument("--every", type=float, default=3, help="mean seconds between two kills")
     parser.add_argument(
         "--kill-rate", type=float, help="submissions a second meanwhile; a quarter of the greatest"
     )

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 _BODY = b'{"source_ids":[]}'
-_AGAIN_SECONDS = 0.05
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+"""between two tries: hundreds of clients at once must not keep gateways from starting"""
 _SILENCE_SECONDS = 20.0
 _RANDOM = random.SystemRandom()
 _BROKEN = (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError)
@@ -65,16 +66,22 @@ class Clients:
         """Until it is accepted, by whichever gateway lives."""
         self.sent.append(submission)
         while submission.job is None:
-            port = self._ports[(len(self.sent) + submission.tries) % len(self._ports)]
             submission.tries += 1
-            submission.job = await self._try(port, submission.key)
+            submission.job = await self._try(self._port(submission), submission.key)
             if submission.job is None:
-                await asyncio.sleep(_AGAIN_SECONDS)
+                await _pause(submission)
         submission.seconds = time.monotonic() - submission.due
 
-    async def again(self, submission: Submission) -> str | None:
+    async def again(self, submission: Submission) -> str:
         """The job that the same request gets now."""
-        return await self._try(self._ports[0], submission.key)
+        repeated = Submission(key=submission.key)
+        while (job := await self._try(self._port(repeated), repeated.key)) is None:
+            repeated.tries += 1
+            await _pause(repeated)
+        return job
+
+    def _port(self, submission: Submission) -> int:
+        return self._ports[(len(self.sent) + submission.tries) % len(self._ports)]
 
     async def _try(self, port: int, key: str) -> str | None:
         """The id of the job, or None for whatever is no 202."""
@@ -90,9 +97,16 @@ class Clients:
                 )
                 status, job = await _reply(reader)
         except _BROKEN:
+            while idle:  # of a gateway that is gone
+                idle.pop()[1].close()
             return None
         idle.append((reader, writer))
         return job if status == 202 else None
+
+
+async def _pause(submission: Submission) -> None:
+    longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**submission.tries)
+    await asyncio.sleep(longest * _RANDOM.uniform(0.5, 1))
 
 
 async def _reply(reader: asyncio.StreamReader) -> tuple[int, str | None]:
