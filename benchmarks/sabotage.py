@@ -20,7 +20,7 @@ def _reuse_name() -> None:
     import service.engines  # noqa: PLC0415
     from hscr.engine import ChatRequest, EngineClient  # noqa: PLC0415
 
-    load, models, chat = EngineClient.load_adapter, EngineClient.models, EngineClient.chat
+    load, models, read = EngineClient.load_adapter, EngineClient.models, EngineClient.read
     current: dict[str, str] = {}
 
     async def load_over(self: EngineClient, name: str, path: Any) -> None:
@@ -34,13 +34,13 @@ def _reuse_name() -> None:
         listed = await models(self)
         return [m.but(id=current.get(_SHARED, m.id)) if m.id == _SHARED else m for m in listed]
 
-    async def asked(self: EngineClient, request: ChatRequest) -> Any:
+    async def read_shared(self: EngineClient, request: ChatRequest) -> Any:
         shared = request.model_copy(update={"model": _SHARED}) if "@" in request.model else request
-        return await chat(self, shared)
+        return await read(self, shared)
 
     unload = EngineClient.unload_adapter
     EngineClient.load_adapter, EngineClient.models = load_over, named  # type: ignore[method-assign]
-    EngineClient.chat = asked  # type: ignore[method-assign]
+    EngineClient.read = read_shared  # type: ignore[method-assign]
     given = service.engines._named
 
     def shared(request: ChatRequest, replica: Any, version: str | None) -> ChatRequest:

@@ -8,18 +8,19 @@ transformers and PEFT say with it. Every clock starts at the call.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from itertools import cycle
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.sabotage import KINDS
@@ -27,6 +28,7 @@ from benchmarks.swapping.tally import SETTLED, Change, Tally, changes, percentil
 from benchmarks.swapping.traffic import Asked, Traffic
 from benchmarks.swapping.versions import Question, versions
 from hscr.client import Client
+from hscr.config import FinetuneConfig
 from hscr.records import Job, JobState, Replica, Role
 from hscr.stack import PHANTOM, Ports, Stack
 from hscr.store.database import Database
@@ -36,8 +38,10 @@ from hscr.store.store import Store
 
 LOAD = 0.8
 """share of the measured capacity"""
-_STREAMS = 8
+_STREAMS = 16
 _BACK_SECONDS = 180.0
+_RANK = f"--max-lora-rank {FinetuneConfig().rank}"
+"""as docs/vllm.md has it for production: on a CPU, room for rank 64 costs every answer"""
 _SEEN = timedelta(seconds=10)
 
 
@@ -47,23 +51,25 @@ async def measure(
     """The whole run against a started stack; the values of the last line."""
     with Client(stack.url, store.keys.create("operator", Role.OPERATOR)[1]) as operator:
         traffic = Traffic(stack.urls, store.keys.create("client", Role.CLIENT)[1], questions)
+        run = _Run(operator, stack, store)
+        names = [name for name in questions[0].answers if name != BASE]
+        await run.release(names[-1])  # an adapter's answers take longer than the base model's
         await traffic.capacity(_STREAMS, 10)  # warm
         capacity = await traffic.capacity(_STREAMS, options.seconds)
         print(f"  capacity: {capacity:.1f} answers per second at {_STREAMS} streams", flush=True)
         traffic.asked.clear()
         over = asyncio.Event()
-        asking = asyncio.create_task(traffic.run(LOAD * capacity, over))
+        asking = asyncio.create_task(traffic.run(_STREAMS, LOAD * capacity, over))
         steady_from = time.time()
         await asyncio.sleep(options.seconds)
         steady_until = time.time()
-        run = _Run(operator, stack, store)
-        names = [name for name in questions[0].answers if name != BASE]
+        run.calls.clear()
         await run.all(names, options.releases, options.rollbacks)
         await asyncio.sleep(2 * SETTLED)
         over.set()
         await asking
     moves = changes(run.calls, traffic.asked)
-    counted = tally(traffic.asked, moves, BASE, run.killed)
+    counted = tally(traffic.asked, moves, names[-1], run.killed)
     _explain(traffic.asked, moves)
     return _values(traffic.asked, moves, counted, (steady_from, steady_until), run.killed)
 
@@ -81,17 +87,22 @@ class _Run:
         every = max(1, releases // max(1, rollbacks))
         following = cycle(names)
         for number in range(1, releases + 1):
-            await self._release(next(following))
+            await self.release(next(following))
             if number % every == 0 and number // every <= rollbacks:
                 await self._rollback()
             if number == releases // 2:
                 await self._kill()
 
-    async def _release(self, version: str) -> None:
+    async def release(self, version: str) -> None:
         called = time.time()
         job = await asyncio.to_thread(self._operator.promote, version, reason="bench-swap", override=True)
         ended = await asyncio.to_thread(self._ended, job.id)
         assert ended.state is JobState.SUCCEEDED, f"the release of {version} failed: {ended.error}"
+        flipped, proposed = (one["created_at"] for one in self._store.releases.history(limit=2))
+        stages = {"claimed": ended.started_at, "proposed": proposed, "flipped": flipped}
+        print(
+            "   ", ", ".join(f"{name} {at.timestamp() - called:.2f} s" for name, at in stages.items() if at)
+        )
         await self._moved("release", version, called)
 
     def _ended(self, job_id: str) -> Job:
@@ -189,9 +200,11 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=30, help="of the capacity's and of the steady phase")
     parser.add_argument("--sabotage", choices=KINDS, help="break one promise, to see the count of it rise")
+    parser.add_argument("--home", type=Path, help="keep the database, adapters and logs of the run here")
     options = parser.parse_args()
+    os.environ.setdefault("HSCR_VLLM_ARGUMENTS", _RANK)
     sabotage = ("-m", "benchmarks.sabotage", options.sabotage) if options.sabotage else ()
-    with tempfile.TemporaryDirectory(prefix="bench-swap-") as home:
+    with contextlib.nullcontext(options.home) if options.home else TemporaryDirectory("bench-swap") as home:
         settings = StoreSettings(home=Path(home))
         database = Database(settings.database)
         database.upgrade()

@@ -197,17 +197,21 @@ class EngineClient:
         Raises InvalidInput for another number of rows, EngineError when other tokens were read.
         """
         _require_rows(request, expected)
-        body = request.body() | _TEACHER_FORCED
-        async with self._call("POST", "/v1/chat/completions", body) as response:
-            reply = await response.read()
-        with _protocol(self.address):
-            read = [_first(place) for place in json.loads(reply)["prompt_logprobs"][1:]]
+        read = await self.read(request)
         if [token for token, _ in read] != [*expected.prompt, *expected.answer][1:]:
             raise EngineError(
                 f"{self.address} read other tokens than expected, so its log-probs mean something else.",
                 remedy="Start engine and workers with one model folder: its tokenizer, chat template, sizes.",
             )
         return [logprob for _, logprob in read[-len(expected.answer) :]]
+
+    async def read(self, request: ChatRequest) -> list[tuple[int, float]]:
+        """Id and natural log-prob of every token but the first, of a chat whose last message is left open."""
+        body = request.body() | _TEACHER_FORCED
+        async with self._call("POST", "/v1/chat/completions", body) as response:
+            reply = await response.read()
+        with _protocol(self.address):
+            return [_first(place) for place in json.loads(reply)["prompt_logprobs"][1:]]
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[ChatDelta]:
         """The answer as it is made. Closing the iterator stops the request in the engine.

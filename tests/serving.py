@@ -61,12 +61,13 @@ class EngineProcess:
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """Alive and silent."""
+        """Alive and silent; it may be killed meanwhile."""
         self._signal(signal.SIGSTOP)
         try:
             yield
         finally:
-            self._signal(signal.SIGCONT)
+            if self.process.poll() is None:
+                self._signal(signal.SIGCONT)
 
     def metrics(self) -> dict[str, float]:
         """Every sample by name and labels, as `name{labels}`."""

@@ -46,6 +46,8 @@ BODIES: dict[JobKind, Callable[[Services, Lease], Done]] = {
     JobKind.RELEASE: release,
 }
 
+_LOOK_SECONDS = 0.05
+
 app = build(WorkerSettings())
 stopping = threading.Event()
 
@@ -90,6 +92,16 @@ def _open(**_: Any) -> None:
         raise SystemExit(str(error)) from error
 
 
+@cache
+def _look_often(consumer: Any) -> None:
+    """Without prefetching, Celery sees that a thread is free when its loop turns: by itself once a second."""
+    consumer.timer.call_repeatedly(_LOOK_SECONDS, lambda: None)
+
+
+def _ready(sender: Any, **_: Any) -> None:
+    _look_often(sender)
+
+
 def _stop(**_: Any) -> None:
     stopping.set()
 
@@ -106,5 +118,6 @@ app.task(_check_store, name=CHECK_STORE_TASK)
 app.task(_consider_finetune, name=CONSIDER_FINETUNE_TASK)
 app.task(_watch_canary, name=WATCH_CANARY_TASK)
 signals.worker_init.connect(_open, weak=False)
+signals.worker_ready.connect(_ready, weak=False)
 signals.worker_shutting_down.connect(_stop, weak=False)
 signals.worker_shutdown.connect(_close, weak=False)

@@ -33,7 +33,8 @@ def relay(store: Store, app: Celery, stop: threading.Event, *, every_seconds: fl
     backoff = _backoff()
     while not stop.is_set():
         try:
-            send_due(store, app)
+            while send_due(store, app) and not stop.is_set():
+                pass  # more may be due than one look takes
         except (OperationalError, StoreError, SQLAlchemyError) as error:
             log.warning("cannot send: %s; trying again", type(error).__name__)
             stop.wait(next(backoff))

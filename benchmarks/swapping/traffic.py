@@ -39,7 +39,7 @@ class Asked:
 
 
 class Traffic:
-    """Asks while the block runs. `rate` is in requests per second, whatever becomes of the earlier ones."""
+    """Every request of a run, in the order in which they ended."""
 
     def __init__(self, urls: Sequence[str], key: str, questions: Sequence[Question]) -> None:
         self.asked: list[Asked] = []
@@ -63,19 +63,22 @@ class Traffic:
         answers = sum(one.text is not None for one in self.asked[before:])
         return answers / (time.time() - started)
 
-    async def run(self, rate: float, until: asyncio.Event) -> None:
-        """Returns when `until` is set and every request under way has ended."""
-        running: set[asyncio.Task[None]] = set()
+    async def run(self, streams: int, rate: float, until: asyncio.Event) -> None:
+        """So many clients, together at `rate` requests per second; none asks again before it is answered.
+
+        Returns when `until` is set and every request under way has ended.
+        """
+        period = streams / rate
+
+        async def client(session: aiohttp.ClientSession, due: float) -> None:
+            while not until.is_set():
+                await asyncio.sleep(due - time.monotonic())
+                await self._ask(session)
+                due = max(due + period, time.monotonic())
+
         started = time.monotonic()
         async with self._session() as session:
-            for number in count(1):
-                if until.is_set():
-                    break
-                task = asyncio.create_task(self._ask(session))
-                running.add(task)
-                task.add_done_callback(running.discard)
-                await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
-            await asyncio.gather(*running)
+            await asyncio.gather(*(client(session, started + n / rate) for n in range(streams)))
 
     def _session(self) -> aiohttp.ClientSession:
         timeout = aiohttp.ClientTimeout(total=120)

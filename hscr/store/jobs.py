@@ -8,7 +8,7 @@ attempt.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select, update
 
@@ -20,6 +20,7 @@ from hscr.store.sightings import Sightings
 from hscr.store.tables import job_events, jobs, outbox
 
 MAX_ATTEMPTS = 3
+_NEW_JOB, _DUE, _TOLD = insert(jobs), insert(outbox).inline(), insert(job_events)
 _FIELDS = [column for column in jobs.c if column.name in Job.model_fields]
 
 
@@ -89,12 +90,16 @@ class Jobs:
                     started_at=func.coalesce(jobs.c.started_at, moment),
                     lease_owner=owner,
                     lease_expires_at=moment + lease,
+                    last_event=jobs.c.last_event + 1,
                 )
+                .returning(*_FIELDS, jobs.c.last_event)
             )
-            if taken.rowcount == 0:
+            row = taken.mappings().first()
+            if row is None:
                 return None
-            job = _get(connection, job_id)
-            _event(connection, job_id, "state", {"state": JobState.RUNNING, "attempt": job.attempt})
+            job = _job(row)
+            begun = {"state": JobState.RUNNING, "attempt": job.attempt}
+            _write_event(connection, job_id, row["last_event"], "state", begun)
             return job
 
     def heartbeat(self, job_id: str, attempt: int, lease: timedelta) -> bool:
@@ -171,30 +176,50 @@ class Jobs:
         clocks say. Returns the ids of the jobs that were requeued or parked.
         """
         moment = now()
-        expired = jobs.c.id.in_(self._silent(silent_for))
-        touched = []
+        silent, touched = self._silent(silent_for), []
         with self._database.write() as connection:
-            for job in [_job(row) for row in connection.execute(select(*_FIELDS).where(expired)).mappings()]:
-                _recover(connection, job)
-                touched.append(job.id)
+            # What somebody else holds right now is neither dead nor forgotten.
+            query = select(*_FIELDS, jobs.c.lease_expires_at).where(
+                jobs.c.id.in_([each.id for each in silent])
+            )
+            rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
+            for row in (row for row in rows if _Held.of(row) in silent):
+                _recover(connection, _job(row))
+                touched.append(row["id"])
             for job_id in connection.execute(_forgotten(moment, unclaimed_for)).scalars().all():
                 connection.execute(update(outbox).where(outbox.c.job_id == job_id).values(sent_at=None))
                 touched.append(job_id)
         return touched
 
-    def _silent(self, silent_for: timedelta) -> list[str]:
-        """Ids of the running jobs whose lease has stayed as it is for so long."""
+    def _silent(self, silent_for: timedelta) -> set["_Held"]:
+        """The running jobs whose lease has stayed as it is for so long."""
         query = select(jobs.c.id, jobs.c.attempt, jobs.c.lease_expires_at)
         with self._database.read() as connection:
-            running = connection.execute(query.where(jobs.c.state == JobState.RUNNING)).all()
-        stamps = {f"{row.id}/{row.attempt}": row.lease_expires_at for row in running}
-        alive = self._leases.alive(stamps, silent_for)
-        return [row.id for row in running if f"{row.id}/{row.attempt}" not in alive]
+            running = connection.execute(query.where(jobs.c.state == JobState.RUNNING)).mappings().all()
+        held = {_Held.of(row) for row in running}
+        alive = self._leases.alive({each.attempted: each.until for each in held}, silent_for)
+        return {each for each in held if each.attempted not in alive}
+
+
+class _Held(NamedTuple):
+    """A lease as it was seen; one that was renewed since, given back or taken again is another."""
+
+    id: str
+    attempt: int
+    until: datetime
+
+    @classmethod
+    def of(cls, row: RowMapping) -> Self:
+        return cls(row["id"], row["attempt"], row["lease_expires_at"])
+
+    @property
+    def attempted(self) -> str:
+        return f"{self.id}/{self.attempt}"
 
 
 def cancel_in(connection: Connection, job_id: str) -> Job:
     """`Jobs.cancel` in the caller's transaction. Raises NotFound, Conflict for a job that has ended."""
-    job = _get(connection, job_id)
+    job = _get(connection, job_id, lock=True)
     if job.state.final:
         raise Conflict(f"The job is already {job.state}.", remedy="There is nothing left to cancel.")
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested=True))
@@ -205,9 +230,9 @@ def cancel_in(connection: Connection, job_id: str) -> Job:
 
 def submit_in(connection: Connection, job: Job) -> None:
     """Row, outbox entry and first event in the caller's transaction."""
-    connection.execute(insert(jobs).values(**job.model_dump(), last_event=0))
-    connection.execute(insert(outbox).values(job_id=job.id, kind=job.kind, created_at=now()))
-    _event(connection, job.id, "state", {"state": job.state})
+    connection.execute(_NEW_JOB, {**job.model_dump(), "last_event": 1})
+    connection.execute(_DUE, {"job_id": job.id, "kind": job.kind, "created_at": now()})
+    _write_event(connection, job.id, 1, "state", {"state": job.state})
 
 
 def _forgotten(moment: datetime, unclaimed_for: timedelta) -> Select[str]:
@@ -218,7 +243,8 @@ def _forgotten(moment: datetime, unclaimed_for: timedelta) -> Select[str]:
     newest = select(func.max(outbox.c.sent_at)).where(outbox.c.job_id == jobs.c.id).scalar_subquery()
     unsent = select(outbox.c.id).where(outbox.c.job_id == jobs.c.id, outbox.c.sent_at.is_(None)).exists()
     lost = or_(newest < moment - unclaimed_for, newest > moment + abs(unclaimed_for))
-    return select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, lost, ~unsent)
+    forgotten = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, lost, ~unsent)
+    return forgotten.with_for_update(skip_locked=True)
 
 
 def _recover(connection: Connection, job: Job) -> None:
@@ -239,7 +265,7 @@ def _requeue(connection: Connection, job_id: str, reason: str) -> None:
     row = connection.execute(
         update(jobs).where(jobs.c.id == job_id).values(**free).returning(jobs.c.kind)
     ).one()
-    connection.execute(insert(outbox).values(job_id=job_id, kind=row.kind, created_at=now()))
+    connection.execute(_DUE, {"job_id": job_id, "kind": row.kind, "created_at": now()})
     _event(connection, job_id, "state", {"state": JobState.QUEUED, "reason": reason})
 
 
@@ -266,21 +292,25 @@ def _event(connection: Connection, job_id: str, kind: str, data: dict[str, Any])
         .values(last_event=jobs.c.last_event + 1)
         .returning(jobs.c.last_event)
     ).scalar_one()
-    connection.execute(
-        insert(job_events).values(job_id=job_id, seq=seq, type=kind, data=data, created_at=now())
-    )
+    _write_event(connection, job_id, seq, kind, data)
+
+
+def _write_event(connection: Connection, job_id: str, seq: int, kind: str, data: dict[str, Any]) -> None:
+    values = {"job_id": job_id, "seq": seq, "type": kind, "data": data, "created_at": now()}
+    connection.execute(_TOLD, values)
 
 
 def _problem(error: HscrError) -> dict[str, str]:
     return {"slug": error.slug, "detail": error.detail, "remedy": error.remedy}
 
 
-def _get(connection: Connection, job_id: str) -> Job:
-    row = connection.execute(select(*_FIELDS).where(jobs.c.id == job_id)).mappings().first()
+def _get(connection: Connection, job_id: str, *, lock: bool = False) -> Job:
+    query = select(*_FIELDS).where(jobs.c.id == job_id)
+    row = connection.execute(query.with_for_update() if lock else query).mappings().first()
     if row is None:
         raise NotFound(f"No job {job_id}.", remedy="`GET /v1/jobs` lists them.")
     return _job(row)
 
 
 def _job(row: RowMapping) -> Job:
-    return Job.model_validate(dict(row))
+    return Job.model_validate({column.name: row[column.name] for column in _FIELDS})

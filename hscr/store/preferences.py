@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, func, insert, select
+from sqlalchemy import Connection, Select, func, select
 
 from hscr.records import PreferenceRecord, PreferenceSource, Tombstone, now
 from hscr.store.database import Database
 from hscr.store.deletion import forget, tombstone, trained_on, unfinished_scores
 from hscr.store.jobs import cancel_in
 from hscr.store.tables import preference_sources, preferences, skipped_sources, tombstones
+from hscr.store.writers import add_once, put, referring, removing
 
 _SOME = 5000
 """ids named in one statement"""
@@ -106,14 +107,12 @@ class Preferences:
         Returns the adapters that were trained on it, and the image digests nothing refers to any more.
         """
         with self._database.write() as connection:
-            adapters = trained_on(connection, study)
-            for job_id in unfinished_scores(connection, study):
+            for job_id in unfinished_scores(connection, study):  # jobs are locked before all else
                 cancel_in(connection, job_id)
+            removing(connection)
+            adapters = trained_on(connection, study)
             unheld = forget(connection, study)
-            connection.execute(delete(tombstones).where(tombstones.c.study == study))
-            connection.execute(
-                insert(tombstones).values(study=study, actor=actor, adapters=adapters, created_at=now())
-            )
+            put(connection, tombstones, study=study, actor=actor, adapters=adapters, created_at=now())
         return adapters, unheld
 
     def tombstone(self, study: str) -> Tombstone:
@@ -128,51 +127,36 @@ class Preferences:
 
 def add_source(connection: Connection, source: PreferenceSource) -> None:
     """Keep a source; one that is there already stays as it is. A deleted study takes nothing new."""
-    known = select(preference_sources.c.id).where(preference_sources.c.id == source.id)
+    referring(connection)
     buried = select(tombstones.c.study).where(tombstones.c.study == source.study)
-    if connection.execute(known).first() or connection.execute(buried).first():
+    if connection.execute(buried).first():
         return
-    connection.execute(
-        insert(preference_sources).values(
-            id=source.id,
-            study=source.study,
-            project=source.project,
-            consent=source.consent,
-            created_at=now(),
-            body=source.model_dump(mode="json"),
-        )
+    add_once(
+        connection,
+        preference_sources,
+        id=source.id,
+        study=source.study,
+        project=source.project,
+        consent=source.consent,
+        created_at=now(),
+        body=source.model_dump(mode="json"),
     )
 
 
 def add_record(connection: Connection, record: PreferenceRecord) -> bool:
     """Keep a record in a worker's fenced transaction. False when it exists, or its source was deleted."""
-    known = select(preferences.c.id).where(preferences.c.id == record.id)
+    referring(connection)
     source = select(preference_sources.c.id).where(preference_sources.c.id == record.source)
-    if connection.execute(known).first() or not connection.execute(source).first():
+    if not connection.execute(source).first():
         return False
-    connection.execute(
-        insert(preferences).values(
-            body=record.model_dump(mode="json"),
-            **record.model_dump(
-                include={
-                    "id",
-                    "source",
-                    "study",
-                    "project",
-                    "method",
-                    "config_digest",
-                    "consent",
-                    "job_id",
-                    "created_at",
-                }
-            ),
-        )
-    )
-    return True
+    columns = {column.name for column in preferences.c} - {"body"}
+    values = record.model_dump(include=columns)
+    return add_once(connection, preferences, body=record.model_dump(mode="json"), **values)
 
 
 def all_live(connection: Connection, records: Sequence[PreferenceRecord]) -> bool:
-    """Whether none of the records was deleted meanwhile."""
+    """Whether none of the records was deleted, nor will be until this transaction ends."""
+    referring(connection)
     ids = [record.id for record in records]
     found = sum(
         connection.execute(
@@ -185,13 +169,8 @@ def all_live(connection: Connection, records: Sequence[PreferenceRecord]) -> boo
 
 def add_skip(connection: Connection, source: str, config_digest: str, job_id: str, reason: str) -> None:
     """Remember why nothing was made of a source. One that was deleted leaves nothing behind."""
+    referring(connection)
     known = select(preference_sources.c.id).where(preference_sources.c.id == source)
-    if not connection.execute(known).first():
-        return
-    where = (skipped_sources.c.source == source, skipped_sources.c.config_digest == config_digest)
-    connection.execute(delete(skipped_sources).where(*where))
-    connection.execute(
-        insert(skipped_sources).values(
-            source=source, config_digest=config_digest, job_id=job_id, reason=reason
-        )
-    )
+    if connection.execute(known).first():
+        values = {"source": source, "config_digest": config_digest, "job_id": job_id, "reason": reason}
+        put(connection, skipped_sources, **values)

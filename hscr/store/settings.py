@@ -14,7 +14,7 @@ class StoreSettings(BaseSettings):
 
     home: Path = Field(default=Path(".hscr"), description="state of a one-machine installation")
     database_url: str | None = Field(
-        default=None, description="SQLAlchemy URL; `HOME/hscr.db` (SQLite) when absent"
+        default=None, description="postgresql://... or sqlite:///...; `HOME/hscr.db` (SQLite) when absent"
     )
     min_free_bytes: int = Field(
         default=100_000_000,

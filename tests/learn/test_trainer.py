@@ -86,7 +86,8 @@ def test_the_probe_is_what_the_saved_adapter_says(vlm: VLM, tmp_path: Path) -> N
     assert json.loads(json.dumps(result.probe)) == result.probe
     vlm.load_adapter(result.path, "probed")
     for item in items:
-        prompt, ids = vlm.prompt_ids(item["question"]), vlm.completion_ids(item["completion"])
+        prompt, ids = vlm.prompt_ids(item["question"]), item["completion_ids"]
+        assert [*ids, vlm.eos_id] == vlm.completion_ids(item["completion"])
         visual = vlm.visual_tokens(vlm.pixel_values([images[item["image_digest"]]]))
         for name, key in ((None, "token_logprobs_base"), ("probed", "token_logprobs_adapter")):
             with vlm.use(name), torch.no_grad():
@@ -94,7 +95,8 @@ def test_the_probe_is_what_the_saved_adapter_says(vlm: VLM, tmp_path: Path) -> N
                 found = vlm.completion_logprobs(context, [[ids]])[0][0]
             torch.testing.assert_close(found, torch.tensor(item[key]), atol=1e-4, rtol=0)
     vlm.unload_adapter("probed")
-    shift = [abs(a - b) for i in items for a, b in zip(*list(i.values())[3:], strict=True)]
+    keys = ("token_logprobs_base", "token_logprobs_adapter")
+    shift = [abs(a - b) for i in items for a, b in zip(*(i[key] for key in keys), strict=True)]
     assert max(shift) > 0.1
 
 

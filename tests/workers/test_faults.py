@@ -42,6 +42,7 @@ class Stand:
         self.processes = Processes(folder, self.settings)
         self.versions: list[str] = []
         self.texts: dict[str, str] = {}
+        self.whole = True
 
     def start(self, folders: list[Path], probes: list[Any]) -> None:
         """The second version serves and the first is the previous one."""
@@ -123,8 +124,11 @@ def made(
 
 @pytest.fixture
 def stand(made: Stand) -> Iterator[Stand]:
+    assert made.whole, "an earlier test left the stand broken"
+    made.whole = False
     assert made.pointer.active is not None
     made.settled(made.pointer.active)
+    made.whole = True
     yield made
     sys.stderr.write(made.processes.logs())  # pytest shows it when the test failed
 
@@ -348,7 +352,7 @@ def test_redis_dies_in_the_middle(stand: Stand) -> None:
 
 def test_the_database_is_locked_for_longer_than_anybody_waits(stand: Stand) -> None:
     old, new = stand.pointer.active, stand.next()
-    line = "heartbeat failed (OperationalError)"
+    line = "heartbeat failed (DatabaseUnavailable)"
     before = stand.told(line)
     with reported(stand, new) as job:
         lock = sqlite3.connect(stand.settings.home / "hscr.db", isolation_level=None)
