@@ -11,7 +11,7 @@ SKEW_SECONDS = 60
 """how far the clocks of beat and worker may be apart"""
 
 
-class SteadyScheduler(PersistentScheduler):
+class SteadyScheduler(PersistentScheduler):  # type: ignore[misc]
     """Goes on ticking when the clock is set back, where Celery's would wait until it is where it was."""
 
     def tick(self, *args: Any, **named: Any) -> float:

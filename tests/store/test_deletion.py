@@ -69,7 +69,9 @@ def everything(store: Store) -> str:
     """All that the database holds, as text."""
     with store.database.read() as connection:
         return "\n".join(
-            str(row) for table in metadata.sorted_tables for row in connection.execute(select(table))
+            str(dict(row))  # a row's own text is cut short
+            for table in metadata.sorted_tables
+            for row in connection.execute(select(table)).mappings()
         )
 
 
