@@ -25,9 +25,9 @@ HscrError
 │   ├── EngineRejected           a replica answered with a client error
 │   └── EngineInterrupted        a replica went away in the middle of a stream
 ├── StoreError
-│   ├── DatabaseUnavailable      the database is away or did not answer: nothing was kept, try again
 │   ├── StoreFull                no space is left for rows or bytes: everything goes on when there is
 │   ├── StoreReadOnly            the disk of rows or bytes was made read-only
+│   ├── DatabaseUnavailable      the database is away or did not answer: nothing was kept, try again
 │   └── SchemaOutdated           the database's revision is not the code's
 ├── JobCancelled                 somebody asked the job to stop
 └── DependencyMissing            an optional package or program is not installed
@@ -190,13 +190,6 @@ class StoreError(HscrError):
     title = "The database failed"
 
 
-class DatabaseUnavailable(StoreError):
-    """What was begun may have been kept only if the connection broke in the middle of its commit."""
-
-    slug = "database-unavailable"
-    title = "The database is away or did not answer"
-
-
 class StoreFull(StoreError):
     """Nothing half-written is kept, and what was accepted goes on by itself once there is space again."""
 
@@ -209,6 +202,13 @@ class StoreReadOnly(StoreError):
 
     slug = "store-read-only"
     title = "The store's disk cannot be written to"
+
+
+class DatabaseUnavailable(StoreError):
+    """What was begun may have been kept only if the connection broke in the middle of its commit."""
+
+    slug = "database-unavailable"
+    title = "The database is away or did not answer"
 
 
 class SchemaOutdated(StoreError):

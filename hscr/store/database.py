@@ -73,7 +73,7 @@ class Database:
     def write(self) -> Iterator[Connection]:
         """One transaction: committed at the end, rolled back on any exception. No I/O inside.
 
-        Raises DatabaseUnavailable, StoreFull and StoreReadOnly.
+        Raises DatabaseUnavailable, StoreFull, StoreReadOnly.
         """
         with _answering(), self._engine.connect() as connection:
             writer = connection.execution_options(**{WRITE: True})

@@ -12,6 +12,7 @@ from hscr.records import now
 from hscr.store.blobs import Blobs
 from hscr.store.database import Database
 from hscr.store.tables import images
+from hscr.store.writers import removing
 
 
 class Images:
@@ -36,6 +37,7 @@ class Images:
 
     def _drop(self, digest: str) -> bool:
         with self._database.write() as connection:
+            removing(connection)
             if connection.execute(select(images.c.study).where(images.c.digest == digest)).first():
                 return False
             self._blobs.delete(digest)

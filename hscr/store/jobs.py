@@ -8,7 +8,7 @@ attempt.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select, update
 
@@ -209,28 +209,45 @@ class Jobs:
         clocks say. Returns the ids of the jobs that were requeued or parked.
         """
         moment = now()
-        expired = jobs.c.id.in_(self._silent(silent_for))
-        touched = []
+        silent, touched = self._silent(silent_for), []
         with self._database.write() as connection:
             # What somebody else holds right now is neither dead nor forgotten.
-            query = select(*_FIELDS).where(expired).with_for_update(skip_locked=True)
-            for job in [_job(row) for row in connection.execute(query).mappings()]:
-                _recover(connection, job)
-                touched.append(job.id)
-            query = _forgotten(moment, unclaimed_for)
-            forgotten = connection.execute(query).scalars().all()
+            query = select(*_FIELDS, jobs.c.lease_expires_at).where(
+                jobs.c.id.in_([each.id for each in silent])
+            )
+            rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
+            for row in (row for row in rows if _Held.of(row) in silent):
+                _recover(connection, _job(row))
+                touched.append(row["id"])
+            forgotten = connection.execute(_forgotten(moment, unclaimed_for)).scalars().all()
             connection.execute(update(outbox).where(outbox.c.job_id.in_(forgotten)).values(sent_at=None))
             touched += forgotten
         return touched
 
-    def _silent(self, silent_for: timedelta) -> list[str]:
-        """Ids of the running jobs whose lease has stayed as it is for so long."""
+    def _silent(self, silent_for: timedelta) -> set["_Held"]:
+        """The running jobs whose lease has stayed as it is for so long."""
         query = select(jobs.c.id, jobs.c.attempt, jobs.c.lease_expires_at)
         with self._database.read() as connection:
-            running = connection.execute(query.where(jobs.c.state == JobState.RUNNING)).all()
-        stamps = {f"{row.id}/{row.attempt}": row.lease_expires_at for row in running}
-        alive = self._leases.alive(stamps, silent_for)
-        return [row.id for row in running if f"{row.id}/{row.attempt}" not in alive]
+            running = connection.execute(query.where(jobs.c.state == JobState.RUNNING)).mappings().all()
+        held = {_Held.of(row) for row in running}
+        alive = self._leases.alive({each.attempted: each.until for each in held}, silent_for)
+        return {each for each in held if each.attempted not in alive}
+
+
+class _Held(NamedTuple):
+    """A lease as it was seen; one that was renewed since, given back or taken again is another."""
+
+    id: str
+    attempt: int
+    until: datetime
+
+    @classmethod
+    def of(cls, row: RowMapping) -> Self:
+        return cls(row["id"], row["attempt"], row["lease_expires_at"])
+
+    @property
+    def attempted(self) -> str:
+        return f"{self.id}/{self.attempt}"
 
 
 def cancel_in(connection: Connection, job_id: str) -> Job:
@@ -341,4 +358,4 @@ def _get(connection: Connection, job_id: str, *, lock: bool = False) -> Job:
 
 
 def _job(row: RowMapping) -> Job:
-    return Job.model_validate({name: value for name, value in row.items() if name != "last_event"})
+    return Job.model_validate({column.name: row[column.name] for column in _FIELDS})

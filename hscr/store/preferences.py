@@ -107,7 +107,7 @@ class Preferences:
         Returns the adapters that were trained on it, and the image digests nothing refers to any more.
         """
         with self._database.write() as connection:
-            for job_id in unfinished_scores(connection, study):
+            for job_id in unfinished_scores(connection, study):  # jobs are locked before all else
                 cancel_in(connection, job_id)
             removing(connection)
             adapters = trained_on(connection, study)
@@ -155,7 +155,7 @@ def add_record(connection: Connection, record: PreferenceRecord) -> bool:
 
 
 def all_live(connection: Connection, records: Sequence[PreferenceRecord]) -> bool:
-    """Whether none of the records was deleted meanwhile; until the transaction ends none will be."""
+    """Whether none of the records was deleted, nor will be until this transaction ends."""
     referring(connection)
     ids = [record.id for record in records]
     found = sum(
@@ -172,11 +172,5 @@ def add_skip(connection: Connection, source: str, config_digest: str, job_id: st
     referring(connection)
     known = select(preference_sources.c.id).where(preference_sources.c.id == source)
     if connection.execute(known).first():
-        put(
-            connection,
-            skipped_sources,
-            source=source,
-            config_digest=config_digest,
-            job_id=job_id,
-            reason=reason,
-        )
+        values = {"source": source, "config_digest": config_digest, "job_id": job_id, "reason": reason}
+        put(connection, skipped_sources, **values)

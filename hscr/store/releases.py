@@ -38,7 +38,7 @@ from hscr.store.tables import (
     replicas,
     version_leases,
 )
-from hscr.store.writers import add_once, put
+from hscr.store.writers import add_once, put, removing
 
 BASE = "base"
 
@@ -64,6 +64,7 @@ class Releases:
     def drop_unknown(self, digest: str, blobs: Blobs) -> bool:
         """Throw away a stored folder that is no version's; whoever registers one does so before or after."""
         with self._database.write() as connection:
+            removing(connection)
             if connection.execute(select(adapters.c.name).where(adapters.c.digest == digest)).first():
                 return False
             blobs.delete_folder(digest)

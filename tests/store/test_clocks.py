@@ -3,29 +3,33 @@
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import select, update
 
 from hscr.records import Job, JobKind, JobState, Replica, now
 from hscr.store.settings import StoreSettings
 from hscr.store.sightings import Sightings
 from hscr.store.store import Store
+from hscr.store.tables import gateways, jobs, outbox, replicas
 from tests.waiting import wait_until
 
 HOUR, LEASE, SOON = timedelta(hours=1), timedelta(seconds=30), timedelta(seconds=0.3)
 JUMPS = [HOUR, -HOUR, timedelta(seconds=5), timedelta(seconds=-5)]
 
 
+STAMPS = {
+    jobs: ("lease_expires_at", "created_at"), outbox: ("sent_at", "created_at"), replicas: ("seen_at",),
+    gateways: ("seen_at",),
+}  # fmt: skip
+
+
 def jump(store: Store, by: timedelta) -> None:
     """As if this process's clock, and nobody's monotonic one, had moved: all stamps are the other way."""
-    columns = {
-        "jobs": ("lease_expires_at", "created_at"), "outbox": ("sent_at", "created_at"),
-        "replicas": ("seen_at",), "gateways": ("seen_at",),
-    }  # fmt: skip
-    shift = f"{-by.total_seconds()} seconds"
     with store.database.write() as connection:
-        for table, names in columns.items():
-            for name in names:
-                moved = f"strftime('%Y-%m-%d %H:%M:%f000', {name}, ?)"
-                connection.exec_driver_sql(f"UPDATE {table} SET {name} = {moved}", (shift,))
+        for table, names in STAMPS.items():
+            for row in connection.execute(select(table)).mappings().all():
+                moved = {name: row[name] and row[name] - by for name in names}
+                mine = [column == row[column.name] for column in table.primary_key]
+                connection.execute(update(table).where(*mine).values(**moved))
 
 
 def running(store: Store) -> Job:
