@@ -13,6 +13,7 @@ from typing import Any
 from celery import signals
 
 from hscr.errors import HscrError
+from hscr.faults import fault_point
 from hscr.records import JobKind
 from hscr.store.store import Store
 from workers.broker import build
@@ -80,6 +81,14 @@ def _open(**_: Any) -> None:
         raise SystemExit(str(error)) from error
 
 
+def _ticking(**_: Any) -> None:
+    fault_point("beat.tick")
+
+
+def _ticked(**_: Any) -> None:
+    fault_point("beat.sent")
+
+
 def _stop(**_: Any) -> None:
     stopping.set()
 
@@ -94,6 +103,8 @@ for _kind, _body in BODIES.items():
 app.task(_sweep, name=SWEEP_TASK)
 app.task(_consider_finetune, name=CONSIDER_FINETUNE_TASK)
 app.task(_watch_canary, name=WATCH_CANARY_TASK)
+signals.before_task_publish.connect(_ticking, weak=False)  # only beat sends with this application
+signals.after_task_publish.connect(_ticked, weak=False)
 signals.worker_init.connect(_open, weak=False)
 signals.worker_shutting_down.connect(_stop, weak=False)
 signals.worker_shutdown.connect(_close, weak=False)

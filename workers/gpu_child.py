@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hscr.errors import HscrError
+from hscr.faults import fault_point
 from workers.logs import configure
 
 log = logging.getLogger("workers.gpu_child")
@@ -35,6 +36,7 @@ class Channel:
         line = json.dumps({"id": self._number, "event": event, **data}).encode() + b"\n"
         while line:
             line = line[os.write(self._events, line) :]
+        fault_point("child.told")
 
     def stopped(self) -> bool:
         return self._number in self._stops
@@ -67,6 +69,7 @@ def _listen(requests: "queue.Queue[dict[str, Any]]", stops: set[int]) -> None:
 
 
 def _serve(bench: Any, request: dict[str, Any], channel: Channel) -> None:
+    fault_point("child.asked", request["task"])
     try:
         result = bench.run(request["task"], request["arguments"], channel)
     except HscrError as error:
@@ -83,6 +86,7 @@ def _serve(bench: Any, request: dict[str, Any], channel: Channel) -> None:
             remedy="The worker's log shows where; submit the job again once the cause is gone.",
         )
     else:
+        fault_point("child.done", request["task"])
         channel.send("result", result=result)
 
 

@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from hscr.errors import HscrError, JobCancelled, LeaseLost, StoreError
+from hscr.faults import fault_point
 from hscr.records import Job, JobKind, new_id
 from hscr.store.jobs import MAX_ATTEMPTS
 from hscr.store.store import Store
@@ -88,6 +89,7 @@ class Lease:
         self._reported = time.monotonic()
         data = {"done": done, "total": total, "what": what, **more}
         self._store.jobs.report(self.job.id, self.job.attempt, data)
+        fault_point("attempt.reported")
 
     @contextmanager
     def fenced(self) -> Iterator[Connection]:
@@ -142,10 +144,12 @@ class Lease:
 
 def run_job(store: Store, job_id: str, body: Callable[[Lease], Done], terms: Terms) -> None:
     """Run `body` under a lease and settle the job, however that ends. Does nothing when the job is taken."""
+    fault_point("attempt.unclaimed")
     job = store.jobs.claim(job_id, _OWNER, terms.lease)
     if job is None:
         log.info("%s: nothing to do for this message", job_id)
         return
+    fault_point("attempt.claimed", job.kind)
     try:
         _attempt(store, job, body, terms)
     except LeaseLost:
@@ -157,9 +161,12 @@ def _attempt(store: Store, job: Job, body: Callable[[Lease], Done], terms: Terms
         with Lease(store, job, terms) as lease:
             done = body(lease)
             lease.check()
+            fault_point("attempt.done", job.kind)
             with lease.fenced() as connection:
                 done.write(connection)
                 store.jobs.succeed(connection, job.id, done.result, *done.then)
+                fault_point("attempt.written", job.kind)
+            fault_point("attempt.succeeded", job.kind)
     except LeaseLost:
         raise
     except AttemptOver as over:
@@ -169,7 +176,9 @@ def _attempt(store: Store, job: Job, body: Callable[[Lease], Done], terms: Terms
         _hand_back(store, job, failed, counted=True)
     except HscrError as error:
         log.info("%s: %s", job.id, error.slug)
+        fault_point("attempt.failing")
         store.jobs.fail(job.id, job.attempt, error)
+        fault_point("attempt.failed")
     except Exception as error:  # noqa: BLE001  a job always ends in a state that its owner can read
         # The message itself may quote what it was about, so only the place is logged.
         frames = "".join(traceback.format_tb(error.__traceback__))
@@ -186,7 +195,9 @@ def _hand_back(store: Store, job: Job, over: AttemptOver, *, counted: bool) -> N
         )
         store.jobs.fail(job.id, job.attempt, parked)
     else:
+        fault_point("attempt.handing-back")
         store.jobs.hand_back(job.id, job.attempt, str(over))
+        fault_point("attempt.handed-back")
 
 
 def _timed_out(seconds: float) -> HscrError:

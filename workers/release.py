@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from hscr.errors import HscrError, LeaseLost
+from hscr.faults import fault_point
 from hscr.records import Pointer
 from hscr.store.releases import Releases, canary_in, promote_in
 from workers.contract import ReleasePayload
@@ -28,7 +29,9 @@ def release(services: Services, lease: Lease) -> Done:
             lease.hold(payload.version_name)  # also while another release names another candidate
             await_loaded(services, lease, payload.version_name)
             log.info("%s is loaded on every live replica", payload.version_name)
+        fault_point("release.loaded")
         moved = _promote(services, lease, payload)
+        fault_point("release.flipped")
     return Done({"already_active": False, **_told(moved)})
 
 
@@ -38,6 +41,7 @@ def _candidate(releases: Releases, payload: ReleasePayload) -> Iterator[None]:
     version, actor = payload.version_name, payload.actor
     if version is not None:
         releases.propose(version, actor=actor, reason=payload.reason)
+        fault_point("release.proposed")
     try:
         yield
     except LeaseLost:
@@ -54,7 +58,7 @@ def _promote(services: Services, lease: Lease, payload: ReleasePayload) -> Point
     )
     # One transaction with the job's lease, so that a worker thought dead cannot flip the pointer.
     with lease.fenced() as connection:
-        return move(
+        moved = move(
             connection,
             payload.version_name,
             actor=payload.actor,
@@ -63,6 +67,8 @@ def _promote(services: Services, lease: Lease, payload: ReleasePayload) -> Point
             override=payload.override,
             replicas_seen=services.settings.replicas_seen,
         )
+        fault_point("release.flip")
+    return moved
 
 
 def _told(pointer: Pointer) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from hscr.errors import NotFound
+from hscr.faults import fault_point
 from hscr.records import JobKind, JobState
 from hscr.store.store import Store
 from workers.services import Services
@@ -17,12 +18,16 @@ log = logging.getLogger(__name__)
 def sweep(services: Services) -> None:
     settings, store = services.settings, services.store
     touched = store.jobs.resend(unclaimed_for=timedelta(seconds=settings.unclaimed_seconds))
+    fault_point("sweep.resent")
     _drop_candidate(store)
     expired = store.answers.expire_images()
+    if expired:
+        fault_point("sweep.expired")
     for digest in expired:
         store.blobs.delete(digest)
     scratch = [folder for folder in _entries(settings.work) if not _running(store, folder.name)]
-    scratch += _older(store.blobs.root / "aside", settings.keep_temporary_seconds)
+    scratch += _older(_entries(store.blobs.root / "aside"), settings.keep_temporary_seconds)
+    scratch += _older(_unnamed(store), settings.keep_temporary_seconds)
     for entry in scratch:
         _remove(entry)
     if touched or expired or scratch:
@@ -54,9 +59,16 @@ def _running(store: Store, name: str) -> bool:
     return job.state is JobState.RUNNING and str(job.attempt) == attempt
 
 
-def _older(folder: Path, seconds: float) -> list[Path]:
+def _unnamed(store: Store) -> list[Path]:
+    """Images and adapters that no row names: their writer died before it committed one, or has yet to."""
+    present = list(store.blobs.paths())
+    named = store.answers.images() | store.releases.digests()
+    return [path for path in present if path.name not in named]
+
+
+def _older(entries: list[Path], seconds: float) -> list[Path]:
     before = time.time() - seconds
-    return [entry for entry in _entries(folder) if entry.stat().st_mtime < before]
+    return [entry for entry in entries if entry.stat().st_mtime < before]
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -141,6 +141,11 @@ class Answers:
             body = connection.execute(newest).scalar_one_or_none()
         return None if body is None else VisualDependence.model_validate(body)
 
+    def images(self) -> set[str]:
+        """Digests of the images that a study holds."""
+        with self._database.read() as connection:
+            return set(connection.execute(select(images.c.digest)).scalars())
+
     def expire_images(self) -> list[str]:
         """Drop references past their time. Returns the digests that nothing refers to any more."""
         with self._database.write() as connection:

@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from hscr.errors import NotFound, StoreError
+from hscr.faults import fault_point
 
 READY = "READY"
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -43,12 +44,13 @@ class Blobs:
         """Store bytes; the same bytes twice are one blob. Returns the digest."""
         digest = bytes_digest(data)
         target = self.path(digest)
-        if not target.exists():
+        if not _renewed(target):
             aside = self._aside()
             with aside.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            fault_point("blob.aside")
             _publish(aside, target)
         return digest
 
@@ -75,6 +77,11 @@ class Blobs:
         """All single blobs present."""
         yield from (path.name for path in sorted((self.root / "sha256").glob("*/*")))
 
+    def paths(self) -> Iterator[Path]:
+        """Of all that is stored, single blobs and folders; each is named by its digest."""
+        for pattern in ("sha256/*/*", "folders/*"):
+            yield from sorted(self.root.glob(pattern))
+
     def path(self, digest: str) -> Path:
         """Raises NotFound for what is no digest, so that no name leads out of the store."""
         return self.root / "sha256" / _checked(digest)[:2] / digest
@@ -86,17 +93,19 @@ class Blobs:
         """
         digest = folder_digest(source)
         target = self.folder_path(digest)
-        if (target / READY).exists() and folder_digest(target) == digest:
+        if (target / READY).exists() and folder_digest(target) == digest and _renewed(target):
             return digest
         aside = self._aside()
         shutil.copytree(source, aside, ignore=shutil.ignore_patterns(READY))
         for path in (*_files(aside), aside):
             _sync(path)
+        fault_point("folder.copied")
         (aside / READY).write_text(digest)
         _sync(aside / READY)
         _sync(aside)
         if target.exists():
             target.rename(self._aside())  # swept later; what an engine has open stays readable
+        fault_point("folder.aside")
         _publish(aside, target)
         return digest
 
@@ -124,6 +133,15 @@ def _checked(digest: str) -> str:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != READY)
+
+
+def _renewed(target: Path) -> bool:
+    """Whether it is there. It is young again, so that no sweep takes it before a row names it."""
+    try:
+        os.utime(target)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _publish(aside: Path, target: Path) -> None:

@@ -23,6 +23,7 @@ from hscr.records import (
     now,
 )
 from hscr.store.database import Database
+from hscr.store.keys import claim_idempotency
 from hscr.store.tables import (
     adapter_records,
     adapters,
@@ -55,6 +56,11 @@ class Releases:
         query = select(adapters.c.body).order_by(adapters.c.created_at.desc()).limit(limit)
         with self._database.read() as connection:
             return [AdapterVersion.model_validate(body) for body in connection.execute(query).scalars()]
+
+    def digests(self) -> set[str]:
+        """Of all versions."""
+        with self._database.read() as connection:
+            return set(connection.execute(select(adapters.c.digest)).scalars())
 
     def refuse(self, name: str) -> None:
         """Mark a version as unsafe: nothing will load it again."""
@@ -141,10 +147,18 @@ class Releases:
                 replicas_seen=replicas_seen,
             )  # fmt: skip
 
-    def rollback(self, *, actor: str, reason: str) -> Pointer:
-        """Swap active and previous, both loaded: no replica has to do anything."""
+    def rollback(self, *, actor: str, reason: str, idempotency: tuple[str, str] | None = None) -> Pointer:
+        """Swap active and previous, both loaded: no replica has to do anything.
+
+        `idempotency` is (key, request digest), scoped to the actor: a repeated request gives the pointer that
+        the first one made, and does not go forward again. Raises Conflict, IdempotencyConflict.
+        """
         with self._database.write() as connection:
-            present = _pointer(connection)
+            present = _pointer(connection, lock=True)
+            if idempotency is not None:
+                known = claim_idempotency(connection, actor, *idempotency, str(present.epoch + 1))
+                if known is not None:
+                    return _pointer_at(connection, int(known))
             if present.active == present.previous:
                 raise Conflict("There is no earlier version to go back to.", remedy="Promote one first.")
             return _move(
@@ -434,6 +448,11 @@ def _pointer(connection: Connection, *, lock: bool = False) -> Pointer:
     query = select(pointer).where(pointer.c.id == 1)
     row = connection.execute(query.with_for_update() if lock else query).mappings().one()
     return Pointer.model_validate({name: value for name, value in row.items() if name != "id"})
+
+
+def _pointer_at(connection: Connection, epoch: int) -> Pointer:
+    query = select(pointer_history.c.body).where(pointer_history.c.epoch == epoch)
+    return Pointer.model_validate(connection.execute(query).scalar_one())
 
 
 def _move(

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from hscr.faults import fault_point
 from hscr.store.store import Store
 from service.deps import Gateway, Operator
 from service.docs import ALWAYS, problems
@@ -25,6 +26,8 @@ async def delete_study(
 
 def _delete(store: Store, study: str, actor: str) -> StudyDeletion:
     adapters, images = store.preferences.delete_study(study, actor)
+    fault_point("study.deleted")
     for digest in images:
         store.blobs.delete(digest)
+    fault_point("study.gone")
     return StudyDeletion(study=study, images_deleted=len(images), adapters_trained_on_it=adapters)
