@@ -27,8 +27,9 @@ test-vllm: .venv/dev .venv-vllm/ready ## What must hold on a real vLLM; installs
 test-demo: .venv/dev ## The demo on a smaller ward, as a test (3 minutes)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m demo tests/demo
 
-test-faults: .venv/dev ## A death at every fault point, one by one (most of an hour)
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -m faults -s tests/faults $(ARGS)
+WALK := alone
+test-faults: .venv/dev ## A death at every fault point, one by one (an hour); WALK=rounds: many in a turn
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m faults -k $(WALK) -s tests/faults $(ARGS)
 
 # Without these, glibc gives large buffers back after each operation, and asking again costs a page fault per 4 kB.
 KEEP_MEMORY := MALLOC_TOP_PAD_=268435456 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=1073741824

@@ -51,10 +51,12 @@ async def repeated(
     For routes that refuse what is no longer possible: it may have become so by that very job.
     """
     identity = _identity(kind, body, about, idempotency_key)
-    job = identity and await state.db(state.store.jobs.repeated, key.id, *identity)
-    if job:
+    if identity is None:
+        return None
+    job = await state.db(state.store.jobs.repeated, key.id, *identity)
+    if job is not None:
         response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return job or None
+    return job
 
 
 def _identity(

@@ -22,7 +22,7 @@ def release(services: Services, lease: Lease) -> Done:
     """Propose, wait for the replicas, promote. A failure leaves what is served as it was."""
     payload = ReleasePayload.model_validate(lease.job.payload)
     present = services.store.releases.pointer()
-    if present.active == payload.version_name:
+    if _moved(present, payload):
         return Done({"already_active": True, **_told(present)})
     with _candidate(services.store.releases, payload):
         if payload.version_name is not None:
@@ -33,6 +33,13 @@ def release(services: Services, lease: Lease) -> Done:
         moved = _promote(services, lease, payload)
         fault_point("release.flipped")
     return Done({"already_active": False, **_told(moved)})
+
+
+def _moved(present: Pointer, payload: ReleasePayload) -> bool:
+    """Whether the pointer is there: an earlier attempt may have died between its move and the job's end."""
+    if payload.share is None:
+        return present.active == payload.version_name
+    return (present.candidate, present.share) == (payload.version_name, payload.share)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
-from hscr.errors import EngineError, Overloaded, StoreError
+from hscr.errors import EngineError, HscrError, Overloaded, StoreError
 from hscr.faults import BUILD, FOLDER, REACHED
 from hscr.gateway_http import GatewayUnreachable, Http
 from hscr.records import Role
@@ -29,6 +29,7 @@ SETTINGS = {
     "retry_seconds": 0.5,
     "unload_grace_seconds": 0.2,
     "keep_temporary_seconds": 3,
+    "check_store_seconds": 0.5,
     "canary_seconds": 0.3,
     "image_ttl_hours": 1e-6,  # what is asked without consent expires at once
     "consider_seconds": 3600,
@@ -157,11 +158,18 @@ class Stand:
             try:
                 found.append(call())
             except (GatewayUnreachable, EngineError, Overloaded, StoreError):
-                return False
+                return not wait_until(self._ready, seconds=SECONDS, what="a gateway that is ready")
             return True
 
         wait_until(answered, seconds=SECONDS, what="an answer of the gateway")
         return found[0]
+
+    def _ready(self) -> bool:
+        try:
+            self.operator.get("/readyz")
+        except HscrError:
+            return False
+        return True
 
     def post(self, client: Http, path: str, body: dict[str, Any], key: str) -> dict[str, Any]:
         return self.insist(lambda: client.post(path, body, idempotency_key=key))

@@ -3,6 +3,7 @@
 import os
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +13,11 @@ from hscr.store.answers import hold_image
 from hscr.store.releases import add_adapter
 from hscr.store.store import Store
 from tests.waiting import wait_until
+from tests.workers.engines import register
 from workers.contract import ReleasePayload
 from workers.gpu import Gpu
 from workers.services import Services
-from workers.settings import WorkerSettings
+from workers.settings import EMBEDDED_MODEL, WorkerSettings
 from workers.sweep import sweep
 
 
@@ -87,6 +89,26 @@ def test_forgotten_uploads_go_and_fresh_ones_stay(services: Services) -> None:
     os.utime(old, (day, day))
     sweep(services)
     assert list(aside.iterdir()) == [fresh]
+
+
+def test_files_that_no_row_names_go_once_they_are_old(services: Services, folders: list[Path]) -> None:
+    """Their writer died before its commit. One that is written again is young again."""
+    store = services.store
+    version = register(store, EMBEDDED_MODEL, folders[0], {})
+    held, left, again = (store.blobs.put(name) for name in (b"held", b"left", b"again"))
+    lost, anew = (store.blobs.put_folder(folder) for folder in folders[1:])
+    with store.database.write() as connection:
+        hold_image(connection, held, "study-1", None)
+    day = time.time() - services.settings.keep_temporary_seconds - 1
+    for path in store.blobs.paths():
+        os.utime(path, (day, day))
+    young = {store.blobs.put(b"again"), store.blobs.put_folder(folders[2]), store.blobs.put(b"new")}
+    assert {again, anew} < young
+
+    sweep(services)
+
+    assert {path.name for path in store.blobs.paths()} == {version.digest, held} | young
+    assert not {left, lost} & young
 
 
 def test_a_candidate_is_dropped_when_no_release_of_it_goes_on(services: Services) -> None:
