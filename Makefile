@@ -3,7 +3,8 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 LOCKS := requirements/torch-cpu.txt requirements/torch-cuda.txt requirements/install.sh pyproject.toml
 
-.PHONY: help demo up test test-vllm test-demo bench-training bench-generation bench-swap bench-jobs check format lock clean
+.PHONY: help demo up test test-vllm test-demo test-faults bench-training bench-generation bench-swap bench-jobs \
+	check format lock clean
 
 help: ## List the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +27,10 @@ test-vllm: .venv/dev .venv-vllm/ready ## What must hold on a real vLLM; installs
 
 test-demo: .venv/dev ## The demo on a smaller ward, as a test (3 minutes)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m demo tests/demo
+
+WALK := alone
+test-faults: .venv/dev ## A death at every fault point, one by one (an hour); WALK=rounds: many in a turn
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m faults -k $(WALK) -s tests/faults $(ARGS)
 
 # Without these, glibc gives large buffers back after each operation, and asking again costs a page fault per 4 kB.
 KEEP_MEMORY := MALLOC_TOP_PAD_=268435456 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=1073741824

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from hscr import faults
 from hscr.errors import Conflict, HscrError, StoreError
 from hscr.models.digest import model_digest, template_digest
 from hscr.probes import http_ok, redis_trouble
@@ -66,6 +67,7 @@ def examine(home: Path, url: str, environment: Mapping[str, str]) -> list[Check]
     around = Surroundings(home.absolute(), url, environment, _running_stack(home))
     checks: tuple[Callable[[Surroundings], Check], ...] = (
         python, packages, model, disk, memory, blobs, database, redis, engine, gateway, gpu, data,
+        fault_points,
     )  # fmt: skip
     return [check(around) for check in checks]
 
@@ -234,6 +236,17 @@ def data(around: Surroundings) -> Check:
     return Check(
         "HSCR_DATA", Status.WRONG, f"{given} holds no JSONL file", "Point it at the datasets, or unset it."
     )
+
+
+def fault_points(around: Surroundings) -> Check:
+    folder = around.environment.get(faults.FOLDER)
+    if not folder:
+        return Check("Fault points", Status.OK, "not armed")
+    fix = f"Unset {faults.FOLDER} and {faults.BUILD} wherever anything but a test runs."
+    if faults.armed(around.environment):
+        told = f"TEST BUILD: processes kill themselves at the points armed in {folder}"
+        return Check("Fault points", Status.WRONG, told, fix)
+    return Check("Fault points", Status.NOTE, f"{faults.FOLDER} is set and ignored: no test build", fix)
 
 
 def _running_stack(home: Path) -> Mapping[str, Any] | None:

@@ -12,6 +12,7 @@ from fastapi import Request
 
 from hscr.engine import ChatDelta, ChatRequest, Message, Usage
 from hscr.errors import EngineError, EngineUnavailable, Gone
+from hscr.faults import fault_point
 from hscr.imaging.decode import Prepared, prepare
 from hscr.records import (
     Answer,
@@ -120,6 +121,7 @@ class Making:
                 self._usage = delta.usage or self._usage
                 if delta.text:
                     yield delta.text
+                    fault_point("answer.streaming")
         except EngineError:
             self.tally.broke_off(self.version)
             raise
@@ -134,6 +136,7 @@ async def answered(state: State, ask: Ask, stack: AsyncExitStack) -> Finished:
     prepared = await _prepared(state, ask)
     deadline = monotonic() + state.settings.request_deadline
     version = await _held(state, ask, prepared, stack)
+    fault_point("answer.version-held")
     with state.pointer.tally.asking(version):
         async with _in_time(state, deadline):
             replica, result = await state.engines.chat(version, _request(ask, prepared))
@@ -212,9 +215,12 @@ async def kept(
         )
         put = partial(store.blobs.put, prepared.png)
         put()  # before the transaction, which is to find it done
+        fault_point("answer.image")
         return store.answers.add(answer, image_ttl=ttl, idempotency=ask.idempotency, put_image=put)
 
+    fault_point("answer.made")
     answer = await state.db(keep, state.store)
+    fault_point("answer.kept")
     _account(state, answer, usage)
     return Finished(answer, usage)
 

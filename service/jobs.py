@@ -5,6 +5,7 @@ from pydantic import BaseModel
 
 from hscr.config import EvaluateConfig, GenerateConfig, RerankConfig
 from hscr.errors import Forbidden, InvalidConfig
+from hscr.faults import fault_point
 from hscr.records import ApiKey, Job, JobKind
 from service.bodies import request_digest
 from service.state import State
@@ -27,10 +28,41 @@ async def submitted(
     `body` and `about` (what the path names) are the request's identity. Sets the response's Location.
     """
     job = Job(kind=kind, payload=payload.stored(), key_id=key.id)
-    idempotency = (idempotency_key, request_digest(body, kind, about)) if idempotency_key else None
+    idempotency = _identity(kind, body, about, idempotency_key)
+    fault_point("job.asked")
     job = await state.db(state.store.jobs.submit, job, idempotency=idempotency)
+    fault_point("job.submitted", kind)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job
+
+
+async def repeated(
+    state: State,
+    key: ApiKey,
+    kind: JobKind,
+    response: Response,
+    *,
+    body: BaseModel,
+    about: str = "",
+    idempotency_key: str | None = None,
+) -> Job | None:
+    """The job that the same Idempotency-Key made before.
+
+    For routes that refuse what is no longer possible: it may have become so by that very job.
+    """
+    identity = _identity(kind, body, about, idempotency_key)
+    if identity is None:
+        return None
+    job = await state.db(state.store.jobs.repeated, key.id, *identity)
+    if job is not None:
+        response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return job
+
+
+def _identity(
+    kind: JobKind, body: BaseModel, about: str, idempotency_key: str | None
+) -> tuple[str, str] | None:
+    return (idempotency_key, request_digest(body, kind, about)) if idempotency_key else None
 
 
 def check_generation(config: GenerateConfig) -> None:

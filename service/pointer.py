@@ -13,6 +13,7 @@ from datetime import timedelta
 from time import monotonic
 
 from hscr.errors import Conflict, StoreError
+from hscr.faults import fault_point
 from hscr.records import Pointer, Replica, new_id
 from hscr.store.releases import BASE
 from hscr.store.store import Store
@@ -75,6 +76,7 @@ class PointerWatcher:
         if pointer.epoch != self.pointer.epoch:
             self.tally = Tally()
         self.pointer = pointer
+        fault_point("pointer.seen")
         in_flight = {version: count for version, count in self._in_flight.items() if count}
         await self._thread(
             self._store.releases.report_gateway,

@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hscr.engine import EngineClient, EngineModel, EngineVersion
 from hscr.errors import AdapterRefused, Conflict, EngineError, HscrError, Overloaded, StoreError
+from hscr.faults import fault_point
 from hscr.models.digest import model_digest, template_digest
 from hscr.records import AdapterVersion, Replica, now
 from hscr.store.store import Store
@@ -155,6 +156,7 @@ class Agent:
             problem = f"{name}: The store cannot be read ({type(error).__name__})."
             await self._give_up(version, problem, unfit=False)
         else:
+            fault_point("agent.probed")
             self._probed.add(name)
             self._problems.pop(name, None)
             log.info("%s is loaded and probed", name)
@@ -176,7 +178,9 @@ class Agent:
                 f"no slot is free for it: the engine holds {', '.join(sorted(present))}.",
                 remedy="Wait for one to be unloaded, or raise HSCR_ADAPTER_SLOTS and the engine's own limit.",
             )
+        fault_point("agent.load")
         await self._engine.load_adapter(name, folder)
+        fault_point("agent.loaded")
         present[name] = str(folder)
 
     async def _probe(self, version: AdapterVersion, present: dict[str, str | None]) -> None:
@@ -206,7 +210,9 @@ class Agent:
         before = time.monotonic() - self._settings.unload_grace_seconds
         for name in sorted(name for name in undesired if since[name] <= before):
             if await self._retired(name):
+                fault_point("agent.retired")
                 await self._engine.unload_adapter(name)
+                fault_point("agent.unloaded")
                 log.info("%s is unloaded", name)
 
     async def _retired(self, name: str) -> bool:
@@ -227,6 +233,7 @@ class Agent:
             if self._standing is not None:
                 replica = self._standing.but(seen_at=now())
                 await asyncio.to_thread(self._store.releases.report_replica, replica)
+                fault_point("agent.reported")
 
     async def _take_stock(self, *, problem: str | None, answers: bool) -> None:
         # A version stays reported until `_retired`, desired or not: a release may be counting on it.

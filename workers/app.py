@@ -15,6 +15,7 @@ from typing import Any
 from celery import signals
 
 from hscr.errors import HscrError
+from hscr.faults import fault_point
 from hscr.records import JobKind
 from hscr.store.store import Store
 from workers.broker import build
@@ -109,6 +110,14 @@ def _ready(sender: Any, **_: Any) -> None:
     _look_often(sender)
 
 
+def _ticking(**_: Any) -> None:
+    fault_point("beat.tick")
+
+
+def _ticked(**_: Any) -> None:
+    fault_point("beat.sent")
+
+
 def _stop(**_: Any) -> None:
     """Jobs are handed back by those who run them; whoever cannot is not waited for."""
     if stopping.is_set():
@@ -138,6 +147,8 @@ app.task(_sweep, name=SWEEP_TASK)
 app.task(_check_store, name=CHECK_STORE_TASK)
 app.task(_consider_finetune, name=CONSIDER_FINETUNE_TASK)
 app.task(_watch_canary, name=WATCH_CANARY_TASK)
+signals.before_task_publish.connect(_ticking, weak=False)  # only beat sends with this application
+signals.after_task_publish.connect(_ticked, weak=False)
 signals.worker_init.connect(_open, weak=False)
 signals.worker_ready.connect(_ready, weak=False)
 signals.worker_shutting_down.connect(_stop, weak=False)

@@ -3,6 +3,7 @@
 import logging
 
 from hscr.errors import Conflict
+from hscr.faults import fault_point
 from hscr.records import Pointer, VersionCounts
 from hscr.store.releases import BASE
 from workers.services import Services
@@ -19,6 +20,7 @@ def watch_canary(services: Services) -> Pointer | None:
     present = releases.pointer()
     if not present.share or present.candidate is None:
         return None
+    fault_point("canary.watched")
     counts = releases.canary_counts(present.epoch)
     candidate = counts.get(present.candidate, VersionCounts())
     reason = worse(candidate, counts.get(present.active or BASE, VersionCounts()), services.settings)

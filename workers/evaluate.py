@@ -14,6 +14,7 @@ from hscr.evaluate.gate import Measured, judge
 from hscr.evaluate.metrics import ACCURACY, MACRO, Outcome, summarise
 from hscr.evaluate.run import Answer, run
 from hscr.evaluate.suites import Suite, SuiteItem, load_suite
+from hscr.faults import fault_point
 from hscr.records import Evaluation, GateVerdict, JobKind, Replica
 from hscr.store.blobs import bytes_digest
 from hscr.store.releases import BASE, add_evaluation
@@ -46,6 +47,7 @@ def evaluate(services: Services, lease: Lease) -> Done:
     for name in names:
         lease.hold(name)
     replica = await_loaded(services, lease, *names)[0]
+    fault_point("evaluate.loaded")
     suite = load_suite(payload.evaluate)
     kept = Kept.take_over(services.store, lease).answers
     work = _ask_versions(

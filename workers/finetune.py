@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from hscr.errors import Conflict
+from hscr.faults import fault_point
 from hscr.records import AdapterVersion, JobKind, PreferenceRecord
 from hscr.store.preferences import all_live
 from hscr.store.releases import add_adapter
@@ -39,9 +40,11 @@ def finetune(services: Services, lease: Lease) -> Done:
         )
     with scratch(services, lease) as folder:
         result = _train(services, lease, payload, records, kept=kept, folder=folder)
+        fault_point("finetune.trained")
         check_adapter(folder / "adapter", services.settings.model_path)
         lease.check()
         digest = services.store.blobs.put_folder(folder / "adapter")
+        fault_point("finetune.published")
     version = _version(lease, payload, records, digest, result)
 
     def write(connection: Connection) -> None:

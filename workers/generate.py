@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hscr.faults import fault_point
 from hscr.records import JobKind, PreferenceRecord, PreferenceSource
 from hscr.store.preferences import add_record, add_skip
 from hscr.store.store import Store
@@ -73,11 +74,14 @@ class _Writer:
 
     def flush(self) -> None:
         job_id = self._lease.job.id
+        fault_point("generate.batch")
         with self._lease.fenced() as connection:
             for record in self._records:
                 add_record(connection, record)
             for source, reason in self._skips:
                 add_skip(connection, source, self._config_digest, job_id, reason)
+            fault_point("generate.written")
+        fault_point("generate.kept")
         self._done += len(self._records) + len(self._skips)
         self._records, self._skips = [], []
         self._lease.report(self._done, self._total, "sources")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hscr.errors import HscrError
+from hscr.faults import fault_point
 from workers.logs import configure
 
 log = logging.getLogger("workers.gpu_child")
@@ -41,6 +42,7 @@ class Channel:
         line = json.dumps({"id": self._number, "event": event, **data}).encode() + b"\n"
         while line:
             line = line[os.write(self._events, line) :]
+        fault_point("child.told")
 
     def stopped(self) -> bool:
         """Asked at every step of a task, it is also how the parent learns that the task advances."""
@@ -80,6 +82,7 @@ def _listen(requests: "queue.Queue[dict[str, Any]]", stops: dict[int, bool]) -> 
 
 
 def _serve(bench: Any, request: dict[str, Any], channel: Channel) -> None:
+    fault_point("child.asked", request["task"])
     try:
         result = bench.run(request["task"], request["arguments"], channel)
     except HscrError as error:
@@ -92,6 +95,7 @@ def _serve(bench: Any, request: dict[str, Any], channel: Channel) -> None:
         detail = f"the GPU child met an unexpected {type(error).__name__}"
         channel.send("error", unforeseen=True, detail=detail)
     else:
+        fault_point("child.done", request["task"])
         channel.send("result", result=result)
 
 

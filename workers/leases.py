@@ -30,6 +30,7 @@ from hscr.errors import (
     StoreFull,
     StoreReadOnly,
 )
+from hscr.faults import fault_point
 from hscr.records import Job, JobKind, new_id
 from hscr.store.store import Store
 from workers.contract import Payload
@@ -102,6 +103,7 @@ class Lease:
         self._reported = time.monotonic()
         data = {"done": done, "total": total, "what": what, **more}
         self._store.jobs.report(self.job.id, self.job.attempt, data)
+        fault_point("attempt.reported")
 
     def tell(self, message: str) -> None:
         """A line in the job's story."""
@@ -175,10 +177,12 @@ def run_job(store: Store, job_id: str, body: Callable[[Lease], Done], terms: Ter
     if trouble := store.disk.trouble():
         log.warning("%s: not begun, the sweeper sends it again later: %s", job_id, trouble.detail)
         return
+    fault_point("attempt.unclaimed")
     job = store.jobs.claim(job_id, _OWNER, terms.lease)
     if job is None:
         log.info("%s: nothing to do for this message", job_id)
         return
+    fault_point("attempt.claimed", job.kind)
     try:
         _attempt(store, job, body, terms)
     except LeaseLost:
@@ -192,22 +196,29 @@ def _attempt(store: Store, job: Job, body: Callable[[Lease], Done], terms: Terms
         with _blaming_disk(store), Lease(store, job, terms) as lease:
             done = body(lease)
             lease.check()
+            fault_point("attempt.done", job.kind)
             with lease.fenced() as connection:
                 done.write(connection)
                 store.jobs.succeed(connection, job.id, done.result, *done.then)
+                fault_point("attempt.written", job.kind)
+            fault_point("attempt.succeeded", job.kind)
     except LeaseLost:
         raise
     except AttemptOver as over:
         log.warning("%s: attempt %d ended early: %s", job.id, job.attempt, over)
         blameless = terms.stopping.is_set() or isinstance(over, DiskInTheWay)
         ended = store.jobs.hand_back if blameless else store.jobs.attempt_failed
+        fault_point("attempt.handing-back")
         ended(job.id, job.attempt, str(over))
+        fault_point("attempt.handed-back")
     except (DatabaseUnavailable, SQLAlchemyError) as error:
         log.warning("%s: the database failed (%s)", job.id, type(error).__name__)
         store.jobs.attempt_failed(job.id, job.attempt, f"the database failed ({type(error).__name__})")
     except HscrError as error:
         log.info("%s: %s", job.id, error.slug)
+        fault_point("attempt.failing")
         store.jobs.fail(job.id, job.attempt, error)
+        fault_point("attempt.failed")
     except Exception as error:  # noqa: BLE001  a job always ends in a state that its owner can read
         # The message itself may quote what it was about, so only the place is logged.
         frames = "".join(traceback.format_tb(error.__traceback__))

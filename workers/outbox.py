@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from hscr.errors import HscrError, StoreError
+from hscr.faults import fault_point
 from hscr.store.store import Store
 from workers.broker import build
 from workers.contract import QUEUE_OF, task_name
@@ -48,11 +49,14 @@ def send_due(store: Store, app: Celery) -> int:
     sent: list[int] = []
     try:
         for entry, job_id, kind in store.jobs.due():
+            fault_point("relay.due")
             app.send_task(task_name(kind), [job_id], queue=QUEUE_OF[kind], retry=False)
+            fault_point("relay.sent")
             sent.append(entry)
     finally:
         if sent:
             store.jobs.mark_sent(sent)
+            fault_point("relay.marked")
     return len(sent)
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from hscr.errors import DatabaseUnavailable, HscrError, LeaseLost
+from hscr.faults import fault_point
 from hscr.records import Pointer
 from hscr.store.releases import Releases, canary_in, promote_in
 from workers.contract import ReleasePayload
@@ -21,15 +22,24 @@ def release(services: Services, lease: Lease) -> Done:
     """Propose, wait for the replicas, promote. A failure leaves what is served as it was."""
     payload = lease.payload(ReleasePayload)
     present = services.store.releases.pointer()
-    if present.active == payload.version_name:
+    if _moved(present, payload):
         return Done({"already_active": True, **_told(present)})
     with _candidate(services.store.releases, payload):
         if payload.version_name is not None:
             lease.hold(payload.version_name)  # also while another release names another candidate
             await_loaded(services, lease, payload.version_name)
             log.info("%s is loaded on every live replica", payload.version_name)
+        fault_point("release.loaded")
         moved = _promote(services, lease, payload)
+        fault_point("release.flipped")
     return Done({"already_active": False, **_told(moved)})
+
+
+def _moved(present: Pointer, payload: ReleasePayload) -> bool:
+    """Whether the pointer is there: an earlier attempt may have died between its move and the job's end."""
+    if payload.share is None:
+        return present.active == payload.version_name
+    return (present.candidate, present.share) == (payload.version_name, payload.share)
 
 
 @contextmanager
@@ -38,6 +48,7 @@ def _candidate(releases: Releases, payload: ReleasePayload) -> Iterator[None]:
     version, actor = payload.version_name, payload.actor
     if version is not None:
         releases.propose(version, actor=actor, reason=payload.reason)
+        fault_point("release.proposed")
     try:
         yield
     except (LeaseLost, DatabaseUnavailable):
@@ -54,7 +65,7 @@ def _promote(services: Services, lease: Lease, payload: ReleasePayload) -> Point
     )
     # One transaction with the job's lease, so that a worker thought dead cannot flip the pointer.
     with lease.fenced() as connection:
-        return move(
+        moved = move(
             connection,
             payload.version_name,
             actor=payload.actor,
@@ -63,6 +74,8 @@ def _promote(services: Services, lease: Lease, payload: ReleasePayload) -> Point
             override=payload.override,
             replicas_seen=services.settings.replicas_seen,
         )
+        fault_point("release.flip")
+    return moved
 
 
 def _told(pointer: Pointer) -> dict[str, Any]:

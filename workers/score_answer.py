@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from hscr.engine import ChatRequest, EngineClient, Expected, Message, VisualTokens
 from hscr.errors import Conflict
+from hscr.faults import fault_point
 from hscr.records import Answer, Replica, TokenDependence, VisualDependence
 from hscr.store.answers import add_answer_dependence, image_gone
 from workers.asking import asked
@@ -31,6 +32,7 @@ def score_answer(services: Services, lease: Lease) -> Done:
     with scratch(services, lease) as folder:
         seen = _seen(services, lease, payload, answer, folder)
         replica = _replica(services, lease, answer)
+        fault_point("score-answer.seen")
         logprobs = asked(replica, lease, _score(replica, lease, answer, seen, folder))
     found = VisualDependence(
         **_judged(seen, logprobs),

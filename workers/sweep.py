@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from hscr.errors import NotFound
+from hscr.faults import fault_point
 from hscr.records import JobKind, JobState
 from hscr.store.blobs import remove
 from hscr.store.check import check, keep_findings, repair
@@ -26,8 +27,12 @@ def sweep(services: Services) -> None:
     touched = store.jobs.resend(
         unclaimed_for=timedelta(seconds=settings.unclaimed_seconds), silent_for=settings.lease
     )
+    fault_point("sweep.resent")
     _drop_candidate(store)
-    expired = store.images.drop_unheld(store.answers.expire_images())
+    expired = store.answers.expire_images()
+    if expired:
+        fault_point("sweep.expired")
+    expired = store.images.drop_unheld(expired)
     if touched or expired or scratch:
         log.info("swept: %d jobs, %d images, %d scratch", len(touched), len(expired), len(scratch))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from hscr.errors import NotFound, StoreError
+from hscr.faults import fault_point
 from hscr.store.disk import disk_errors
 
 READY = "READY"
@@ -54,6 +55,7 @@ class Blobs:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
+                fault_point("blob.aside")
                 _publish(aside, target)
         return digest
 
@@ -100,11 +102,13 @@ class Blobs:
             _copy(source, aside)
             for path in (*_files(aside), aside):
                 _sync(path)
+            fault_point("folder.copied")
             (aside / READY).write_text(digest)
             _sync(aside / READY)
             _sync(aside)
             if target.exists():
                 target.rename(self._aside())  # swept later; what an engine has open stays readable
+            fault_point("folder.aside")
             _publish(aside, target)
         return digest
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select
 from hscr.errors import Conflict, HscrError, LeaseLost, NotFound
 from hscr.records import Job, JobEvent, JobKind, JobState, now
 from hscr.store.database import Database
-from hscr.store.keys import claim_idempotency
+from hscr.store.keys import claim_idempotency, find_idempotency
 from hscr.store.sightings import Sightings
 from hscr.store.tables import job_events, jobs, outbox
 
@@ -44,6 +44,12 @@ class Jobs:
                     return _get(connection, known)
             submit_in(connection, job)
         return job
+
+    def repeated(self, owner: str, key: str, request_digest: str) -> Job | None:
+        """The job this request made before under its idempotency key. Raises IdempotencyConflict."""
+        with self._database.read() as connection:
+            known = find_idempotency(connection, owner, key, request_digest)
+            return None if known is None else _get(connection, known)
 
     def get(self, job_id: str) -> Job:
         with self._database.look() as connection:

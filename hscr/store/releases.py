@@ -24,6 +24,7 @@ from hscr.records import (
 )
 from hscr.store.blobs import Blobs
 from hscr.store.database import Database
+from hscr.store.keys import claim_idempotency
 from hscr.store.sightings import Sightings
 from hscr.store.tables import (
     adapter_records,
@@ -155,10 +156,18 @@ class Releases:
                 replicas_seen=replicas_seen,
             )  # fmt: skip
 
-    def rollback(self, *, actor: str, reason: str) -> Pointer:
-        """Swap active and previous, both loaded: no replica has to do anything."""
+    def rollback(self, *, actor: str, reason: str, idempotency: tuple[str, str] | None = None) -> Pointer:
+        """Swap active and previous, both loaded: no replica has to do anything.
+
+        `idempotency` is (key, request digest), scoped to the actor: a repeated request gives the pointer that
+        the first one made, and does not go forward again. Raises Conflict, IdempotencyConflict.
+        """
         with self._database.write() as connection:
             present = _pointer(connection, lock=True)
+            if idempotency is not None:
+                known = claim_idempotency(connection, actor, *idempotency, str(present.epoch + 1))
+                if known is not None:
+                    return _pointer_at(connection, int(known))
             if present.active == present.previous:
                 raise Conflict("There is no earlier version to go back to.", remedy="Promote one first.")
             return _move(
@@ -450,6 +459,11 @@ def _pointer(connection: Connection, *, lock: bool = False) -> Pointer:
     query = select(pointer).where(pointer.c.id == 1)
     row = connection.execute(query.with_for_update() if lock else query).mappings().one()
     return Pointer.model_validate({name: value for name, value in row.items() if name != "id"})
+
+
+def _pointer_at(connection: Connection, epoch: int) -> Pointer:
+    query = select(pointer_history.c.body).where(pointer_history.c.epoch == epoch)
+    return Pointer.model_validate(connection.execute(query).scalar_one())
 
 
 def _move(

@@ -15,6 +15,7 @@ from typing import Any
 from peft.tuners.tuners_utils import check_target_module_exists
 
 from hscr.errors import AdapterRefused, Conflict, NotFound
+from hscr.faults import fault_point
 from hscr.models.adapters import read_adapter
 from hscr.models.vlm import VLM
 from service.embedded.batching import Batcher
@@ -85,6 +86,7 @@ class AdapterRegistry:
         finally:
             self._reserved.remove(name)
         self._adapters[name] = adapter
+        fault_point("engine.loaded")
 
     async def unload(self, name: str) -> None:
         """Take the name away at once, and the weights when no request needs them. Raises NotFound."""
@@ -92,6 +94,7 @@ class AdapterRegistry:
             raise NotFound(
                 f"The lora adapter '{name}' cannot be found.", remedy="GET /v1/models lists what is loaded."
             )
+        fault_point("engine.unload")
         adapter = self._adapters.pop(name)
         adapter.listed = False
         if adapter.leases == 0:
@@ -110,6 +113,7 @@ class AdapterRegistry:
             )
 
     def _attach(self, adapter: Adapter) -> None:
+        fault_point("engine.load")
         check_adapter(adapter.path, self._vlm, self._max_rank)
         self._vlm.load_adapter(adapter.path, adapter.key)
 

@@ -26,6 +26,7 @@ from starlette.types import Receive, Scope, Send
 
 from hscr import __version__
 from hscr.errors import AdapterRefused, Conflict, EngineUnavailable, HscrError, InvalidInput, NotFound
+from hscr.faults import fault_point
 from hscr.models.vlm import VLM
 from service.embedded.adapters import AdapterRegistry
 from service.embedded.batching import Batcher
@@ -77,6 +78,7 @@ def create_app(
     async def chat_completions(request: Request) -> Response:
         body = await _read(request, ChatCompletionRequest)
         answer = await chat.start(body)
+        fault_point("engine.asked")
         return EventStream(answer) if body.stream else await _whole(answer, request)
 
     @app.post("/v1/load_lora_adapter")

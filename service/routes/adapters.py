@@ -6,12 +6,14 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Response
 
 from hscr.errors import Conflict, EngineUnavailable, GateRefused, IdempotencyConflict, NotFound
+from hscr.faults import fault_point
 from hscr.records import AdapterState, AdapterVersion, Evaluation, GateVerdict, Job, JobKind, Pointer, Replica
 from hscr.store.releases import BASE
 from hscr.store.store import Store
+from service.bodies import request_digest
 from service.deps import Gateway, IdempotencyKey, Operator, Reviewer
 from service.docs import ALWAYS, SENDING, problems
-from service.jobs import submitted
+from service.jobs import repeated, submitted
 from service.schemas import AdapterList, AdapterView, CanaryBody, PromoteBody, RollbackBody
 from service.state import State
 from workers.contract import ReleasePayload
@@ -48,6 +50,10 @@ async def promote(
 
     Research use only.
     """
+    if earlier := await repeated(
+        state, key, JobKind.RELEASE, response, body=body, about=version, idempotency_key=idempotency_key
+    ):
+        return earlier
     name = None if version == BASE else version
     passed = await state.db(_admissible, state.store, name, body)
     payload = ReleasePayload(
@@ -81,6 +87,10 @@ async def start_canary(
     """
     if version == BASE:
         raise Conflict("The base model cannot be a candidate.", remedy="Promote it, or name an adapter.")
+    if earlier := await repeated(
+        state, key, JobKind.RELEASE, response, body=body, about=version, idempotency_key=idempotency_key
+    ):
+        return earlier
     passed = await state.db(_admissible, state.store, version, body)
     payload = ReleasePayload(
         version_name=version, evaluation_id=passed, actor=key.id, reason=body.reason, override=body.override,
@@ -101,16 +111,26 @@ async def end_canary(state: Gateway, key: Operator, body: RollbackBody) -> Point
 @router.post(
     "/v1/adapters/rollback",
     operation_id="rollback",
-    responses=problems(*SENDING, Conflict, EngineUnavailable),
+    responses=problems(*SENDING, Conflict, EngineUnavailable, IdempotencyConflict),
 )
-async def rollback(state: Gateway, key: Operator, body: RollbackBody) -> Pointer:
+async def rollback(
+    state: Gateway, key: Operator, body: RollbackBody, idempotency_key: IdempotencyKey = None
+) -> Pointer:
     """Serve the previous version again, from the next request on. Research use only."""
     previous = state.pointer.pointer.previous
     if previous is not None and not state.engines.serving(previous):
         raise Conflict(
             f"No replica has {previous} loaded any more.", remedy="Promote it, so that it is loaded first."
         )
-    return await state.db(state.store.releases.rollback, actor=key.id, reason=body.reason)
+    fault_point("rollback.asked")
+    moved = await state.db(
+        state.store.releases.rollback,
+        actor=key.id,
+        reason=body.reason,
+        idempotency=(idempotency_key, request_digest(body)) if idempotency_key else None,
+    )
+    fault_point("rollback.done")
+    return moved
 
 
 def _standing(state: State, store: Store) -> AdapterList:

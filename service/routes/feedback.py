@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 
 from hscr.errors import Gone, IdempotencyConflict, InvalidInput, InvalidQuestion, NotFound
+from hscr.faults import fault_point
 from hscr.records import Answer, AnswerKind, ApiKey, Feedback, Role, Verdict
 from service.bodies import request_digest
 from service.deps import Client, Gateway, IdempotencyKey
@@ -38,7 +39,10 @@ async def give_feedback(
         trainable=_trainable(key, answer),
     )
     idempotency = (idempotency_key, request_digest(body)) if idempotency_key else None
-    return await state.db(state.store.answers.judge, judgement, idempotency=idempotency)
+    fault_point("feedback.given")
+    kept = await state.db(state.store.answers.judge, judgement, idempotency=idempotency)
+    fault_point("feedback.kept")
+    return kept
 
 
 def _correction(body: FeedbackBody, longest: int) -> str | None:

@@ -18,6 +18,7 @@ from hscr.errors import (
     Overloaded,
     UnsupportedImage,
 )
+from hscr.faults import fault_point
 from hscr.imaging.decode import Prepared, prepare
 from hscr.records import ApiKey, Job, JobKind, PreferenceSource, Role
 from hscr.store.store import Store
@@ -118,9 +119,11 @@ async def _uploaded(state: State, key: ApiKey, rows: list[Row]) -> list[str]:
 
     def keep(store: Store) -> None:
         put_images()  # before the transaction, which is to find it done
+        fault_point("upload.images")
         store.answers.upload(sources, put_images=put_images)
 
     await state.db(keep, state.store)
+    fault_point("upload.kept")
     return [source.id for source in sources]
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 
 from hscr.errors import NotFound
+from hscr.faults import fault_point
 from hscr.records import Tombstone
 from hscr.store.store import Store
 from service.deps import Gateway, Operator
@@ -35,5 +36,7 @@ async def get_tombstone(
 
 def _delete(store: Store, study: str, actor: str) -> StudyDeletion:
     adapters, images = store.preferences.delete_study(study, actor)
+    fault_point("study.deleted")
     dropped = store.images.drop_unheld(images)
+    fault_point("study.gone")
     return StudyDeletion(study=study, images_deleted=len(dropped), adapters_trained_on_it=adapters)

@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from hscr.records import JobKind, Role
-from tests.service.conftest import IMAGE, QUESTION, b64
+from tests.service.conftest import IMAGE, QUESTION, VERSIONS, b64
 
+A, B = VERSIONS
 KEY = {"Idempotency-Key": "0b8f5e0e"}
 
 
@@ -67,3 +68,30 @@ def test_feedback_and_jobs_happen_once(gateway, store):
     changed = gateway.post("/v1/preference-jobs", {"config": {"seed": 1}}, headers=other)
     assert (changed.status_code, changed.json()["type"]) == (409, "/problems/idempotency-conflict")
     assert gateway.post("/v1/finetune-jobs", {}, headers=other).status_code == 409
+
+
+def test_a_promotion_asked_again_after_it_happened_is_the_same_job(gateway, store):
+    """Its connection may have broken between the commit and the reply."""
+    asked = {"reason": "good", "override": True}
+    path = f"/v1/adapters/{A}/promote"
+    first = gateway.post(path, asked, headers=KEY)
+    gateway.serve_version(A)
+    again = gateway.post(path, asked, headers=KEY)
+    assert (again.status_code, again.json()) == (202, first.json())
+    assert again.headers["Location"] == first.headers["Location"]
+    assert gateway.post(path, asked).status_code == 409, "it is active by now"
+    assert gateway.post(path, {**asked, "reason": "other"}, headers=KEY).status_code == 409
+    assert len(store.jobs.page(kind=JobKind.RELEASE)) == 1
+
+
+def test_a_rollback_asked_again_does_not_go_forward(gateway, store):
+    gateway.serve_version(A)
+    gateway.serve_version(B)
+    first, again = (
+        gateway.post("/v1/adapters/rollback", {"reason": "worse"}, headers=KEY).json() for _ in range(2)
+    )
+    assert first == again
+    assert (store.releases.pointer().active, store.releases.pointer().previous) == (A, B)
+    other = gateway.post("/v1/adapters/rollback", {"reason": "other"}, headers=KEY)
+    assert (other.status_code, other.json()["type"]) == (409, "/problems/idempotency-conflict")
+    assert gateway.post("/v1/adapters/rollback", {"reason": "worse"}).json()["active"] == B
