@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 LOCKS := requirements/torch-cpu.txt requirements/torch-cuda.txt requirements/install.sh pyproject.toml
 
-.PHONY: help demo up test test-vllm test-demo images test-images bench-training bench-generation bench-swap check format lock clean
+.PHONY: help demo up test test-vllm test-demo images test-images bench-training bench-generation bench-swap bench-jobs check format lock clean
 
 help: ## List the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench-generation: .venv/dev ## Contrastive decoding against VCD's loop and the s
 
 bench-swap: .venv/dev .venv-vllm/ready ## Releases and rollbacks under traffic on two vLLM engines; SABOTAGE=reuse-name|no-drain|flip-first
 	@$(PY) -m benchmarks.swap $(if $(SABOTAGE),--sabotage $(SABOTAGE)) $(ARGS)
+
+bench-jobs: .venv/dev ## Submissions over HTTP with PostgreSQL and Redis, and 50 kills: rate, p99, lost, duplicated
+	@$(PY) -m benchmarks.jobs $(ARGS)
 
 check: .venv/dev .venv-images/ready ## Style, types, import contracts, documentation, Dockerfile and Compose file
 	@.venv/bin/ruff check && .venv/bin/ruff format --check

@@ -23,7 +23,7 @@ class StoreSettings(BaseSettings):
 
     home: Path = Field(default=Path(".hscr"), description="state of a one-machine installation")
     database_url: str | None = Field(
-        default=None, description="SQLAlchemy URL; `HOME/hscr.db` (SQLite) when absent"
+        default=None, description="postgresql://... or sqlite:///...; `HOME/hscr.db` (SQLite) when absent"
     )
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Celery's broker")
 
