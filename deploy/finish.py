@@ -1,8 +1,8 @@
 """Inside a build, `python finish.py FOLDER`: installed packages without ballast, and the same in every build.
 
-What goes changes nothing that runs: debugging symbols of extension modules, packages' own tests, what only
-builds other packages, an image format that is never decoded, and copies of one library under several names,
-which wheels hold because they cannot hold links.
+What goes changes nothing that runs here: debugging symbols of extension modules, packages' own tests and
+programs, what only builds other packages, an image format that is never decoded, and copies of one library
+under several names, which wheels hold because they cannot hold links.
 """
 
 import hashlib
@@ -18,7 +18,8 @@ KEPT_TESTS = {"_natype.py"}
 UNUSED = (
     *("numpy/f2py", "numpy/distutils", "numpy/_core/include", "numpy/_core/lib", "numpy/random/lib"),
     *("PIL/_avif.*", "pillow.libs/libavif*"),
-    *("**/*.pyi",),
+    *("pydicom/data/test_files", "pydicom/data/charset_files", "_gdcm/XML", "_gdcm/gdcm*[!y]"),
+    "**/*.pyi",
 )
 
 
