@@ -24,7 +24,7 @@ class WorkerSettings(StoreSettings):
     write_every: int = Field(default=16, ge=1, description="generated records per transaction")
 
     health_file: Path | None = Field(
-        default=None, description="touched while worker, relay or agent gets on; for `hscr.healthcheck`"
+        default=None, description="touched while worker, relay, agent or beat gets on; for `hscr.healthcheck`"
     )
 
     relay_seconds: float = Field(default=0.2, gt=0, description="between two looks at the outbox")
