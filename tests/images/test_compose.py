@@ -26,7 +26,8 @@ SERVICES = {
     "gateway", "engine", "agent", "worker", "worker-control", "relay", "beat", "redis", "postgres",
 }  # fmt: skip
 BRIEF = FinetuneConfig(rank=4, epochs=1)
-GENERATE = GenerateConfig.parse({"substitute": {"negatives": "random"}})
+# Few questions, and a record of most: what the records are worth is not tested here.
+GENERATE = GenerateConfig.parse({"substitute": {"negatives": "random"}, "rerank": {"gap": 0.0}})
 START_SECONDS = 600
 
 
@@ -87,15 +88,17 @@ def test_the_password_is_in_no_environment(deployed: Deployed, client: Client) -
 
 
 def test_the_loop(client: Client) -> None:
-    examples = traffic(12, 2, seed=0)
+    examples = traffic(20, 2, seed=0)
     judged = rounds(client, client, examples, lambda _judged: None)
     assert {each.right for each in judged} == {True, False}, "some answers were corrected"
     before = judged[0].answer
     assert before.provenance.adapter is None
 
-    client.wait(client.generate(GENERATE).id)
+    made = client.wait(client.generate(GENERATE).id)
     records = list(client.preferences())
-    assert {record.chosen for record in records} & {each.example.answer for each in judged}
+    assert records, made.result
+    right = {each.answer.text if each.right else each.example.answer for each in judged}
+    assert {record.chosen for record in records} <= right
 
     job = client.wait(client.finetune(BRIEF, method="random").id)
     version = str((job.result or {})["adapter"])
