@@ -233,6 +233,7 @@ class Agent:
             if self._standing is not None:
                 replica = self._standing.but(seen_at=now())
                 await asyncio.to_thread(self._store.releases.report_replica, replica)
+                self._settings.show_life()
                 fault_point("agent.reported")
 
     async def _take_stock(self, *, problem: str | None, answers: bool) -> None:

@@ -118,6 +118,10 @@ def _ticked(**_: Any) -> None:
     fault_point("beat.sent")
 
 
+def _show_life(**_: Any) -> None:
+    services().settings.show_life()
+
+
 def _stop(**_: Any) -> None:
     """Jobs are handed back by those who run them; whoever cannot is not waited for."""
     if stopping.is_set():
@@ -151,5 +155,6 @@ signals.before_task_publish.connect(_ticking, weak=False)  # only beat sends wit
 signals.after_task_publish.connect(_ticked, weak=False)
 signals.worker_init.connect(_open, weak=False)
 signals.worker_ready.connect(_ready, weak=False)
+signals.heartbeat_sent.connect(_show_life, weak=False)  # every two seconds while the queue is connected
 signals.worker_shutting_down.connect(_stop, weak=False)
 signals.worker_shutdown.connect(_close, weak=False)
