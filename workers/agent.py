@@ -48,6 +48,18 @@ class AgentSettings(WorkerSettings):
         ge=3,
         description="adapters in the engine (its --max-loras): active, previous, candidate and a spare",
     )
+    ready_file: Path | None = Field(
+        default=None, description="exists while the replica has loaded and probed what serves"
+    )
+
+    def show_ready(self, *, ready: bool) -> None:
+        """Make the ready file or take it away, if one is named."""
+        if self.ready_file is None:
+            return
+        if ready:
+            self.ready_file.touch()
+        else:
+            self.ready_file.unlink(missing_ok=True)
 
 
 class Agent:
@@ -72,6 +84,7 @@ class Agent:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`; no outage of engine or database ends it."""
+        self._settings.show_ready(ready=False)  # an earlier agent may have left the file
         # Apart from one another, so that a replica busy with a probe does not pass for dead.
         loops = [asyncio.ensure_future(self._repeat(step)) for step in (self._reconcile, self._report)]
         stopped = asyncio.ensure_future(stop.wait())
@@ -85,6 +98,7 @@ class Agent:
                 raise ended
         with contextlib.suppress(*_AWAY):
             await asyncio.to_thread(self._store.releases.remove_replica, self._settings.replica_id)
+        self._settings.show_ready(ready=False)
 
     async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -247,6 +261,7 @@ class Agent:
             problem=problem,
             seen_at=now(),
         )
+        self._settings.show_ready(ready=self._standing.ready)
 
 
 def intended_use(model_path: Path) -> str:
