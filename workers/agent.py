@@ -241,6 +241,7 @@ class Agent:
             if self._standing is not None:
                 replica = self._standing.but(seen_at=now())
                 await asyncio.to_thread(self._store.releases.report_replica, replica)
+                self._settings.show_life()
 
     async def _take_stock(self, *, problem: str | None, answers: bool) -> None:
         # A version stays reported until `_retired`, desired or not: a release may be counting on it.

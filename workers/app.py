@@ -80,6 +80,10 @@ def _open(**_: Any) -> None:
         raise SystemExit(str(error)) from error
 
 
+def _show_life(**_: Any) -> None:
+    services().settings.show_life()
+
+
 def _stop(**_: Any) -> None:
     stopping.set()
 
@@ -95,5 +99,6 @@ app.task(_sweep, name=SWEEP_TASK)
 app.task(_consider_finetune, name=CONSIDER_FINETUNE_TASK)
 app.task(_watch_canary, name=WATCH_CANARY_TASK)
 signals.worker_init.connect(_open, weak=False)
+signals.heartbeat_sent.connect(_show_life, weak=False)  # every two seconds while the queue is connected
 signals.worker_shutting_down.connect(_stop, weak=False)
 signals.worker_shutdown.connect(_close, weak=False)

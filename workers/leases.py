@@ -19,7 +19,7 @@ from typing import Any, Self
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from hscr.errors import HscrError, JobCancelled, LeaseLost, StoreError
+from hscr.errors import DatabaseUnavailable, HscrError, JobCancelled, LeaseLost, StoreError
 from hscr.records import Job, JobKind, new_id
 from hscr.store.jobs import MAX_ATTEMPTS
 from hscr.store.store import Store
@@ -164,7 +164,7 @@ def _attempt(store: Store, job: Job, body: Callable[[Lease], Done], terms: Terms
         raise
     except AttemptOver as over:
         _hand_back(store, job, over, counted=not terms.stopping.is_set())
-    except SQLAlchemyError as error:
+    except (DatabaseUnavailable, SQLAlchemyError) as error:
         failed = AttemptOver(f"the database failed ({type(error).__name__})")
         _hand_back(store, job, failed, counted=True)
     except HscrError as error:

@@ -10,6 +10,7 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from itertools import chain, repeat
 
 from celery import Celery
@@ -28,8 +29,18 @@ log = logging.getLogger(__name__)
 _BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0)
 
 
-def relay(store: Store, app: Celery, stop: threading.Event, *, every_seconds: float) -> None:
-    """Send until `stop`. A queue or database that is away is waited for."""
+def relay(
+    store: Store,
+    app: Celery,
+    stop: threading.Event,
+    *,
+    every_seconds: float,
+    on_sent: Callable[[], None] = lambda: None,
+) -> None:
+    """Send until `stop`, and call `on_sent` whenever nothing is due any more.
+
+    A queue or database that is away is waited for.
+    """
     backoff = _backoff()
     while not stop.is_set():
         try:
@@ -39,6 +50,7 @@ def relay(store: Store, app: Celery, stop: threading.Event, *, every_seconds: fl
             stop.wait(next(backoff))
         else:
             backoff = _backoff()
+            on_sent()
             stop.wait(every_seconds)
 
 
@@ -67,7 +79,8 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     try:
         with Store.open(settings) as store:
-            relay(store, build(settings), stop, every_seconds=settings.relay_seconds)
+            every = settings.relay_seconds
+            relay(store, build(settings), stop, every_seconds=every, on_sent=settings.show_life)
     except HscrError as error:
         sys.exit(str(error))
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from hscr.errors import HscrError, LeaseLost
+from hscr.errors import DatabaseUnavailable, HscrError, LeaseLost
 from hscr.records import Pointer
 from hscr.store.releases import Releases, canary_in, promote_in
 from workers.contract import ReleasePayload
@@ -40,7 +40,7 @@ def _candidate(releases: Releases, payload: ReleasePayload) -> Iterator[None]:
         releases.propose(version, actor=actor, reason=payload.reason)
     try:
         yield
-    except LeaseLost:
+    except (LeaseLost, DatabaseUnavailable):
         raise
     except HscrError:
         if version is not None and releases.pointer().candidate == version:

@@ -23,6 +23,10 @@ class WorkerSettings(StoreSettings):
     child_grace_seconds: float = Field(default=3, gt=0, description="to stop when asked, before SIGTERM")
     write_every: int = Field(default=16, ge=1, description="generated records per transaction")
 
+    health_file: Path | None = Field(
+        default=None, description="touched while worker, relay or agent gets on; for `hscr.healthcheck`"
+    )
+
     relay_seconds: float = Field(default=0.2, gt=0, description="between two looks at the outbox")
     sweep_seconds: float = Field(default=5, gt=0)
     unclaimed_seconds: float = Field(default=60, gt=0, description="then a message counts as lost")
@@ -55,6 +59,11 @@ class WorkerSettings(StoreSettings):
     @property
     def replicas_seen(self) -> timedelta:
         return timedelta(seconds=self.replica_seen_seconds)
+
+    def show_life(self) -> None:
+        """Touch the health file, if one is named."""
+        if self.health_file is not None:
+            self.health_file.touch()
 
     @property
     def work(self) -> Path:

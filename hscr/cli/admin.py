@@ -77,7 +77,7 @@ def upgrade(*, home: Home = HOME) -> None:
     Examples:
 
         hscr db upgrade
-        HSCR_DATABASE_URL=postgresql+psycopg://... hscr db upgrade
+        HSCR_DATABASE_URL=postgresql://user@host/name hscr db upgrade
     """
     database = open_database(home)
     before = database.revision()

@@ -2,9 +2,11 @@
 
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
+from hscr import __version__
 from hscr.cli.ablate import ablate, recipes
 from hscr.cli.admin import db, keys
 from hscr.cli.ask import ask, caption, dependence
@@ -16,7 +18,7 @@ from hscr.cli.learn import evaluate, export, finetune, generate
 from hscr.cli.phantom import phantom
 from hscr.cli.release import canary, promote, rollback, status
 from hscr.cli.up import up
-from hscr.errors import HscrError
+from hscr.errors import DependencyMissing, HscrError
 
 app = typer.Typer(
     name="hscr",
@@ -25,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+_ONLY_WITH_A_MODEL = {"torch", "transformers", "peft", "accelerate", "safetensors", "pyarrow", "matplotlib"}
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "On this machine": (demo, up, doctor, convert),
     "Asking": (ask, caption, dependence),
@@ -39,8 +42,19 @@ app.add_typer(db, name="db", rich_help_panel="On this machine")
 app.add_typer(phantom, name="phantom", rich_help_panel="On this machine")
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hscr {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _hscr() -> None:
+def _hscr(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it and stop.")
+    ] = False,
+) -> None:
     """Preference alignment for medical vision-language models. For research use only.
 
     The loop, by hand:
@@ -59,8 +73,22 @@ def main() -> None:
     try:
         app()
     except HscrError as error:
-        title = "" if type(error) is HscrError else f"{error.title}. "
-        complaints.print(title + error.detail, style="bold", markup=False, highlight=False, soft_wrap=True)
-        if error.remedy:
-            complaints.print("→ " + error.remedy.strip(), markup=False, highlight=False, soft_wrap=True)
+        _complain(error)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name not in _ONLY_WITH_A_MODEL:
+            raise
+        _complain(
+            DependencyMissing(
+                f"This command needs the package {error.name}, which is not installed here.",
+                remedy="`pip install 'hscr[worker]'`; among the container images, the worker has it.",
+            )
+        )
+        sys.exit(2)
+
+
+def _complain(error: HscrError) -> None:
+    title = "" if type(error) is HscrError else f"{error.title}. "
+    complaints.print(title + error.detail, style="bold", markup=False, highlight=False, soft_wrap=True)
+    if error.remedy:
+        complaints.print("→ " + error.remedy.strip(), markup=False, highlight=False, soft_wrap=True)

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
-from sqlalchemy import Connection, delete, insert, or_, select, update
+from sqlalchemy import Connection, case, delete, insert, or_, select
 
 from hscr.errors import Gone, NotFound
 from hscr.records import (
@@ -20,6 +19,7 @@ from hscr.store.database import Database
 from hscr.store.keys import claim_idempotency, find_idempotency
 from hscr.store.preferences import add_source
 from hscr.store.tables import answer_dependence, answers, feedback, images, tombstones
+from hscr.store.writers import put, referring, removing, upsert
 
 
 class Answers:
@@ -66,7 +66,8 @@ class Answers:
     def upload(self, sources: Sequence[PreferenceSource]) -> None:
         """Keep sources whose answers are known to be right, and hold their images. Raises Gone."""
         with self._database.write() as connection:
-            for source in sources:
+            # In one order, so that two uploads of the same sources do not wait for each other.
+            for source in sorted(sources, key=lambda source: (source.study, source.image_digest, source.id)):
                 _require_study(connection, source.study)
                 hold_image(connection, source.image_digest, source.study, None)
                 add_source(connection, source)
@@ -97,6 +98,7 @@ class Answers:
             if known is not None:
                 body = connection.execute(select(feedback.c.body).where(feedback.c.id == known)).scalar_one()
                 return Feedback.model_validate(body)
+            referring(connection)
             answer = _get(connection, judgement.answer_id)
             connection.execute(
                 insert(feedback).values(
@@ -144,6 +146,7 @@ class Answers:
     def expire_images(self) -> list[str]:
         """Drop references past their time. Returns the digests that nothing refers to any more."""
         with self._database.write() as connection:
+            removing(connection)
             query = delete(images).where(images.c.expires_at < now()).returning(images.c.digest)
             dropped = set(connection.execute(query).scalars())
             kept = set(
@@ -154,32 +157,23 @@ class Answers:
 
 def hold_image(connection: Connection, digest: str, study: str, ttl: timedelta | None) -> None:
     """Count a study's reference to an image; a reference without end replaces one with an end."""
+    referring(connection)
     expires = None if ttl is None else now() + ttl
-    where = (images.c.digest == digest, images.c.study == study)
-    row = connection.execute(select(images.c.expires_at).where(*where)).first()
-    if row is None:
-        values: dict[str, Any] = {
-            "digest": digest,
-            "study": study,
-            "created_at": now(),
-            "expires_at": expires,
-        }
-        connection.execute(insert(images).values(**values))
-    elif row.expires_at is not None and (expires is None or expires > row.expires_at):
-        connection.execute(update(images).where(*where).values(expires_at=expires))
+    new = upsert(connection, images).values(digest=digest, study=study, created_at=now(), expires_at=expires)
+    present, wanted = images.c.expires_at, new.excluded.expires_at
+    later = case((or_(wanted.is_(None), wanted > present), wanted), else_=present)
+    connection.execute(
+        new.on_conflict_do_update(index_elements=list(images.primary_key), set_={"expires_at": later})
+    )
 
 
 def add_answer_dependence(connection: Connection, found: VisualDependence) -> None:
     """Keep a result in a worker's fenced transaction, instead of one of the same settings. Raises Gone."""
+    referring(connection)
     study = _get(connection, found.answer_id).study
     key = {"answer_id": found.answer_id, "dropping": found.dropping.digest}
-    same = [answer_dependence.c[name] == value for name, value in key.items()]
-    connection.execute(delete(answer_dependence).where(*same))
-    connection.execute(
-        insert(answer_dependence).values(
-            **key, study=study, created_at=found.created_at, body=found.model_dump(mode="json")
-        )
-    )
+    body = found.model_dump(mode="json")
+    put(connection, answer_dependence, **key, study=study, created_at=found.created_at, body=body)
 
 
 def image_gone() -> Gone:
@@ -203,6 +197,7 @@ def _buried(connection: Connection, study: str) -> bool:
 
 
 def _require_study(connection: Connection, study: str) -> None:
+    referring(connection)
     if _buried(connection, study):
         raise Gone("This study was deleted.", remedy="Use another name for a new study.")
 

@@ -1,7 +1,8 @@
 """The connection to the database: transactions, the revision check, and nothing of the tables' meaning.
 
 SQLite runs in WAL mode on a local disk; a writer takes its lock at BEGIN, so that it waits there (busy
-timeout) instead of failing at its first write. PostgreSQL needs none of this.
+timeout) instead of failing at its first write. PostgreSQL writes by READ COMMITTED, with the locks of
+`hscr/store/writers.py`. On both a reader sees one state of everything, however many queries it makes.
 """
 
 from collections.abc import Iterator
@@ -14,49 +15,60 @@ from alembic import command
 from alembic.config import Config as AlembicConfig
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from hscr.errors import SchemaOutdated, StoreError
+from hscr.errors import DatabaseUnavailable, SchemaOutdated, StoreError
 
 BUSY_TIMEOUT_MS = 15_000
-_WRITE = "hscr_write"
+WRITE = "hscr_write"
+_DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+_POSTGRES: dict[str, Any] = {
+    "connect_timeout": 5,
+    "application_name": "hscr",
+    # A server that vanished is noticed, and a process stopped inside a transaction does not stop the others.
+    "tcp_user_timeout": BUSY_TIMEOUT_MS,
+    "options": " ".join(
+        f"-c {name}={milliseconds}"
+        for name, milliseconds in {
+            "lock_timeout": BUSY_TIMEOUT_MS,
+            "idle_in_transaction_session_timeout": 4 * BUSY_TIMEOUT_MS,
+        }.items()
+    ),
+}
 
 
 class Database:
     """One pool of connections. `read()` and `write()` are the only ways in."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
-        self._engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-        if url.startswith("sqlite"):
-            _prepare_sqlite(self._engine, url)
+        """Raises StoreError for what is no URL of a database this store speaks to."""
+        self.url = database_url(url)
+        if self.url.get_backend_name() == "sqlite":
+            self._engine = self._reader = create_engine(self.url)
+            _prepare_sqlite(self._engine, self.url)
+        else:
+            self._engine = create_engine(self.url, pool_pre_ping=True, connect_args=_POSTGRES)
+            self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        with self._connection() as connection, connection.begin():
+        """One state of the database for all queries of the block. Raises DatabaseUnavailable."""
+        with _answering(), self._reader.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction: committed at the end, rolled back on any exception. No I/O inside."""
-        with self._connection() as connection:
-            writer = connection.execution_options(**{_WRITE: True})
+        """One transaction: committed at the end, rolled back on any exception. No I/O inside.
+
+        Raises DatabaseUnavailable.
+        """
+        with _answering(), self._engine.connect() as connection:
+            writer = connection.execution_options(**{WRITE: True})
             with writer.begin():
                 yield writer
-
-    @contextmanager
-    def _connection(self) -> Iterator[Connection]:
-        try:
-            connection = self._engine.connect()
-        except SQLAlchemyError as error:
-            raise StoreError(
-                f"The database cannot be opened ({type(error).__name__}).",
-                remedy="Check HSCR_DATABASE_URL and that the server runs; `hscr doctor` looks for you.",
-            ) from error
-        with connection:
-            yield connection
 
     def close(self) -> None:
         self._engine.dispose()
@@ -75,11 +87,13 @@ class Database:
             )
 
     def upgrade(self, revision: str = "head") -> None:
-        """Migrate. Only `hscr db upgrade` calls this."""
-        command.upgrade(self._alembic(), revision)
+        """Migrate. Only `hscr db upgrade` calls this. Raises DatabaseUnavailable."""
+        with _answering():
+            command.upgrade(self._alembic(), revision)
 
     def downgrade(self, revision: str) -> None:
-        command.downgrade(self._alembic(), revision)
+        with _answering():
+            command.downgrade(self._alembic(), revision)
 
     def _alembic(self) -> AlembicConfig:
         config = alembic_config()
@@ -97,8 +111,40 @@ def head_revision() -> str | None:
     return ScriptDirectory.from_config(alembic_config()).get_current_head()
 
 
-def _prepare_sqlite(engine: Engine, url: str) -> None:
-    path = make_url(url).database
+def database_url(url: str) -> URL:
+    """The URL with the driver this store uses; it prints without its password.
+
+    Raises StoreError for what is no URL, or one of another kind of database.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        parsed = None
+    backend = parsed.get_backend_name() if parsed else None
+    if parsed is None or backend not in _DRIVERS:
+        raise StoreError(
+            f"HSCR_DATABASE_URL names {'no kind of database' if backend is None else backend}.",
+            remedy="Use `postgresql://USER@HOST/NAME`, or `sqlite:///PATH` for one machine.",
+        )
+    return parsed.set(drivername=_DRIVERS[backend])
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """The many ways in which a database is away, or locked for too long, are one error to our callers."""
+    try:
+        yield
+    except (OperationalError, InterfaceError, PoolTimeout) as error:
+        # The driver's message may name a host or quote a statement; its class says as much.
+        kind = type(error.orig if isinstance(error, DBAPIError) else error).__name__
+        raise DatabaseUnavailable(
+            f"The database did not answer ({kind}).",
+            remedy="Try again; if it lasts, check HSCR_DATABASE_URL and that the server runs: `hscr doctor`.",
+        ) from error
+
+
+def _prepare_sqlite(engine: Engine, url: URL) -> None:
+    path = url.database
     if path and path != ":memory:":
         Path(path).parent.mkdir(parents=True, exist_ok=True)
 
@@ -115,5 +161,5 @@ def _prepare_sqlite(engine: Engine, url: str) -> None:
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
-        writing = connection.get_execution_options().get(_WRITE, False)
+        writing = connection.get_execution_options().get(WRITE, False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")

@@ -87,12 +87,16 @@ class Jobs:
                     started_at=func.coalesce(jobs.c.started_at, moment),
                     lease_owner=owner,
                     lease_expires_at=moment + lease,
+                    last_event=jobs.c.last_event + 1,
                 )
+                .returning(*_FIELDS, jobs.c.last_event)
             )
-            if taken.rowcount == 0:
+            row = taken.mappings().first()
+            if row is None:
                 return None
-            job = _get(connection, job_id)
-            _event(connection, job_id, "state", {"state": JobState.RUNNING, "attempt": job.attempt})
+            job = _job(row)
+            begun = {"state": JobState.RUNNING, "attempt": job.attempt}
+            _write_event(connection, job_id, row["last_event"], "state", begun)
             return job
 
     def heartbeat(self, job_id: str, attempt: int, lease: timedelta) -> bool:
@@ -137,7 +141,7 @@ class Jobs:
     def cancel(self, job_id: str) -> Job:
         """Stop a job: a queued one at once, a running one as soon as its worker sees the request."""
         with self._database.write() as connection:
-            job = _get(connection, job_id)
+            job = _get(connection, job_id, lock=True)
             if job.state.final:
                 raise Conflict(f"The job is already {job.state}.", remedy="There is nothing left to cancel.")
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested=True))
@@ -177,7 +181,9 @@ class Jobs:
         expired = and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_expires_at < moment)
         touched = []
         with self._database.write() as connection:
-            for job in [_job(row) for row in connection.execute(select(*_FIELDS).where(expired)).mappings()]:
+            # What somebody else holds right now is neither dead nor forgotten.
+            query = select(*_FIELDS).where(expired).with_for_update(skip_locked=True)
+            for job in [_job(row) for row in connection.execute(query).mappings()]:
                 _recover(connection, job)
                 touched.append(job.id)
             for job_id in connection.execute(_forgotten(moment - unclaimed_for)).scalars().all():
@@ -188,16 +194,17 @@ class Jobs:
 
 def submit_in(connection: Connection, job: Job) -> None:
     """Row, outbox entry and first event in the caller's transaction."""
-    connection.execute(insert(jobs).values(**job.model_dump(), last_event=0))
+    connection.execute(insert(jobs).values(**job.model_dump(), last_event=1))
     connection.execute(insert(outbox).values(job_id=job.id, kind=job.kind, created_at=now()))
-    _event(connection, job.id, "state", {"state": job.state})
+    _write_event(connection, job.id, 1, "state", {"state": job.state})
 
 
 def _forgotten(before: datetime) -> Select[str]:
     """Queued jobs whose newest message was sent long ago and which nobody has claimed since."""
     newest = select(func.max(outbox.c.sent_at)).where(outbox.c.job_id == jobs.c.id).scalar_subquery()
     unsent = select(outbox.c.id).where(outbox.c.job_id == jobs.c.id, outbox.c.sent_at.is_(None)).exists()
-    return select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, newest < before, ~unsent)
+    forgotten = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, newest < before, ~unsent)
+    return forgotten.with_for_update(skip_locked=True)
 
 
 def _recover(connection: Connection, job: Job) -> None:
@@ -245,6 +252,10 @@ def _event(connection: Connection, job_id: str, kind: str, data: dict[str, Any])
         .values(last_event=jobs.c.last_event + 1)
         .returning(jobs.c.last_event)
     ).scalar_one()
+    _write_event(connection, job_id, seq, kind, data)
+
+
+def _write_event(connection: Connection, job_id: str, seq: int, kind: str, data: dict[str, Any]) -> None:
     connection.execute(
         insert(job_events).values(job_id=job_id, seq=seq, type=kind, data=data, created_at=now())
     )
@@ -254,12 +265,13 @@ def _problem(error: HscrError) -> dict[str, str]:
     return {"slug": error.slug, "detail": error.detail, "remedy": error.remedy}
 
 
-def _get(connection: Connection, job_id: str) -> Job:
-    row = connection.execute(select(*_FIELDS).where(jobs.c.id == job_id)).mappings().first()
+def _get(connection: Connection, job_id: str, *, lock: bool = False) -> Job:
+    query = select(*_FIELDS).where(jobs.c.id == job_id)
+    row = connection.execute(query.with_for_update() if lock else query).mappings().first()
     if row is None:
         raise NotFound(f"No job {job_id}.", remedy="`GET /v1/jobs` lists them.")
     return _job(row)
 
 
 def _job(row: RowMapping) -> Job:
-    return Job.model_validate(dict(row))
+    return Job.model_validate({name: value for name, value in row.items() if name != "last_event"})

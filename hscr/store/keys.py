@@ -10,6 +10,7 @@ from hscr.errors import Conflict, IdempotencyConflict, NotFound
 from hscr.records import ApiKey, Role, new_id, now
 from hscr.store.database import Database
 from hscr.store.tables import api_keys, idempotency_keys
+from hscr.store.writers import add_once
 
 PREFIX = "hscr_sk_"
 
@@ -63,17 +64,15 @@ def claim_idempotency(
     Returns None when the key is new, else the id of the resource that the first request made.
     Raises IdempotencyConflict when the first request had another body.
     """
-    known = find_idempotency(connection, owner, key, request_digest)
-    if known is not None:
-        return known
+    _check_length(key)
     values = {"owner": owner, "key": key, "request_digest": request_digest, "resource": resource}
-    connection.execute(insert(idempotency_keys).values(created_at=now(), **values))
-    return None
+    if add_once(connection, idempotency_keys, created_at=now(), **values):
+        return None
+    return find_idempotency(connection, owner, key, request_digest)
 
 
 def find_idempotency(connection: Connection, owner: str, key: str, request_digest: str) -> str | None:
-    if len(key) > 200:
-        raise Conflict("The Idempotency-Key is longer than 200 characters.", remedy="Send a UUID.")
+    _check_length(key)
     query = select(idempotency_keys).where(idempotency_keys.c.owner == owner, idempotency_keys.c.key == key)
     row = connection.execute(query).mappings().first()
     if row is None:
@@ -84,6 +83,11 @@ def find_idempotency(connection: Connection, owner: str, key: str, request_diges
             remedy="Use a new key for a new request, or repeat the first body exactly.",
         )
     return str(row["resource"])
+
+
+def _check_length(key: str) -> None:
+    if len(key) > 200:
+        raise Conflict("The Idempotency-Key is longer than 200 characters.", remedy="Send a UUID.")
 
 
 def _hash(secret: str) -> str:

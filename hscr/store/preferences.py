@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, func, insert, select
+from sqlalchemy import Connection, Select, delete, func, select
 
 from hscr.records import PreferenceRecord, PreferenceSource, now
 from hscr.store.database import Database
@@ -17,6 +17,7 @@ from hscr.store.tables import (
     skipped_sources,
     tombstones,
 )
+from hscr.store.writers import add_once, put, referring, removing
 
 
 class Preferences:
@@ -109,6 +110,7 @@ class Preferences:
         Returns the adapters that were trained on it, and the image digests nothing refers to any more.
         """
         with self._database.write() as connection:
+            removing(connection)
             trained = connection.execute(
                 select(adapter_records.c.adapter).where(adapter_records.c.study == study).distinct()
             ).scalars()
@@ -120,10 +122,7 @@ class Preferences:
             kept = set(
                 connection.execute(select(images.c.digest).where(images.c.digest.in_(dropped))).scalars()
             )
-            connection.execute(delete(tombstones).where(tombstones.c.study == study))
-            connection.execute(
-                insert(tombstones).values(study=study, actor=actor, adapters=adapters, created_at=now())
-            )
+            put(connection, tombstones, study=study, actor=actor, adapters=adapters, created_at=now())
         return adapters, sorted(dropped - kept)
 
     def _sources(self, query: Select[Any]) -> list[PreferenceSource]:
@@ -133,54 +132,32 @@ class Preferences:
 
 def add_source(connection: Connection, source: PreferenceSource) -> None:
     """Keep a source; one that is there already stays as it is. A deleted study takes nothing new."""
-    known = select(preference_sources.c.id).where(preference_sources.c.id == source.id)
+    referring(connection)
     buried = select(tombstones.c.study).where(tombstones.c.study == source.study)
-    if connection.execute(known).first() or connection.execute(buried).first():
+    if connection.execute(buried).first():
         return
-    connection.execute(
-        insert(preference_sources).values(
-            id=source.id,
-            study=source.study,
-            project=source.project,
-            consent=source.consent,
-            created_at=now(),
-            body=source.model_dump(mode="json"),
-        )
+    add_once(
+        connection,
+        preference_sources,
+        id=source.id,
+        study=source.study,
+        project=source.project,
+        consent=source.consent,
+        created_at=now(),
+        body=source.model_dump(mode="json"),
     )
 
 
 def add_record(connection: Connection, record: PreferenceRecord) -> bool:
     """Keep a record in a worker's fenced transaction. False when it exists, or its source was deleted."""
-    known = select(preferences.c.id).where(preferences.c.id == record.id)
+    referring(connection)
     source = select(preference_sources.c.id).where(preference_sources.c.id == record.source)
-    if connection.execute(known).first() or not connection.execute(source).first():
+    if not connection.execute(source).first():
         return False
-    connection.execute(
-        insert(preferences).values(
-            body=record.model_dump(mode="json"),
-            **record.model_dump(
-                include={
-                    "id",
-                    "source",
-                    "study",
-                    "project",
-                    "method",
-                    "config_digest",
-                    "consent",
-                    "job_id",
-                    "created_at",
-                }
-            ),
-        )
-    )
-    return True
+    columns = {column.name for column in preferences.c} - {"body"}
+    values = record.model_dump(include=columns)
+    return add_once(connection, preferences, body=record.model_dump(mode="json"), **values)
 
 
 def add_skip(connection: Connection, source: str, config_digest: str, job_id: str, reason: str) -> None:
-    where = (skipped_sources.c.source == source, skipped_sources.c.config_digest == config_digest)
-    connection.execute(delete(skipped_sources).where(*where))
-    connection.execute(
-        insert(skipped_sources).values(
-            source=source, config_digest=config_digest, job_id=job_id, reason=reason
-        )
-    )
+    put(connection, skipped_sources, source=source, config_digest=config_digest, job_id=job_id, reason=reason)

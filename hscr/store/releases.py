@@ -36,6 +36,7 @@ from hscr.store.tables import (
     replicas,
     version_leases,
 )
+from hscr.store.writers import add_once, put
 
 BASE = "base"
 
@@ -144,7 +145,7 @@ class Releases:
     def rollback(self, *, actor: str, reason: str) -> Pointer:
         """Swap active and previous, both loaded: no replica has to do anything."""
         with self._database.write() as connection:
-            present = _pointer(connection)
+            present = _pointer(connection, lock=True)
             if present.active == present.previous:
                 raise Conflict("There is no earlier version to go back to.", remedy="Promote one first.")
             return _move(
@@ -198,10 +199,8 @@ class Releases:
     def lease_version(self, holder: str, version: str, duration: timedelta) -> None:
         """A job's named claim that a version stays loaded; renew by calling again."""
         with self._database.write() as connection:
-            where = (version_leases.c.holder == holder, version_leases.c.version == version)
-            connection.execute(delete(version_leases).where(*where))
-            values = {"holder": holder, "version": version, "expires_at": now() + duration}
-            connection.execute(insert(version_leases).values(**values))
+            _pointer(connection, lock=True)  # `retire` sees the lease, or whoever leases sees what it retired
+            put(connection, version_leases, holder=holder, version=version, expires_at=now() + duration)
 
     def release_leases(self, holder: str) -> None:
         with self._database.write() as connection:
@@ -249,9 +248,7 @@ class Releases:
     ) -> None:
         """A heartbeat; `canary` is what came of each version's requests in this epoch, if one runs."""
         with self._database.write() as connection:
-            connection.execute(delete(gateways).where(gateways.c.id == gateway_id))
-            values = {"id": gateway_id, "epoch": epoch, "in_flight": in_flight, "seen_at": now()}
-            connection.execute(insert(gateways).values(**values))
+            put(connection, gateways, id=gateway_id, epoch=epoch, in_flight=in_flight, seen_at=now())
             if canary:
                 _write_counts(connection, gateway_id, epoch, canary)
 
@@ -263,21 +260,18 @@ class Releases:
 def add_adapter(connection: Connection, version: AdapterVersion, records: Iterable[PreferenceRecord]) -> None:
     """Register a trained version in the trainer's transaction; the same bytes again are one version.
 
-    Raises AdapterRefused for a name that does not stand for the version's bytes.
+    Raises AdapterRefused for a name that does not stand for the version's bytes, Conflict for bytes that are
+    a version under another name.
     """
     if not version.well_named:
         raise AdapterRefused(
             f"{version.name!r} is no name of version {version.digest[:12]}.",
             remedy="Name it `<alias>@<first 12 hex digits of its digest>`, the alias in letters and digits.",
         )
-    if connection.execute(select(adapters.c.name).where(adapters.c.name == version.name)).first():
+    columns = version.model_dump(include={"name", "digest", "state", "job_id", "created_at"})
+    if not add_once(connection, adapters, body=version.model_dump(mode="json"), **columns):
+        _check_same(connection, version)
         return
-    connection.execute(
-        insert(adapters).values(
-            body=version.model_dump(mode="json"),
-            **version.model_dump(include={"name", "digest", "state", "job_id", "created_at"}),
-        )
-    )
     links = [
         {"adapter": version.name, "record": record.id, "study": record.study, "source": record.source}
         for record in records
@@ -305,9 +299,7 @@ def add_evaluation(
 
 
 def add_dependence(connection: Connection, job_id: str, version: str | None, body: dict[str, Any]) -> None:
-    where = (dependence_scores.c.job_id == job_id, dependence_scores.c.version == (version or BASE))
-    connection.execute(delete(dependence_scores).where(*where))
-    connection.execute(insert(dependence_scores).values(job_id=job_id, version=version or BASE, body=body))
+    put(connection, dependence_scores, job_id=job_id, version=version or BASE, body=body)
 
 
 def promote_in(
@@ -368,6 +360,13 @@ def _adapter(connection: Connection, name: str) -> AdapterVersion:
     return AdapterVersion.model_validate(body)
 
 
+def _check_same(connection: Connection, version: AdapterVersion) -> None:
+    query = select(adapters.c.name).where(adapters.c.digest == version.digest)
+    name = connection.execute(query).scalar_one()
+    if name != version.name:
+        raise Conflict(f"The bytes of {version.name} are {name} already.", remedy=f"Use {name}.")
+
+
 def _servable(connection: Connection, name: str) -> None:
     if _adapter(connection, name).state is AdapterState.REFUSED:
         raise Conflict(f"{name} was refused as unsafe to load.", remedy="Train again; see its job's error.")
@@ -413,16 +412,13 @@ def _drained(connection: Connection, version: str, epoch: int, gateways_seen: ti
 
 
 def _write_replica(connection: Connection, replica: Replica) -> None:
-    connection.execute(delete(replicas).where(replicas.c.id == replica.id))
     body = replica.model_dump(mode="json")
-    connection.execute(insert(replicas).values(id=replica.id, seen_at=replica.seen_at, body=body))
+    put(connection, replicas, id=replica.id, seen_at=replica.seen_at, body=body)
 
 
 def _write_counts(connection: Connection, gateway: str, epoch: int, counts: dict[str, VersionCounts]) -> None:
-    where = (canary_counts.c.epoch == epoch, canary_counts.c.gateway == gateway)
-    connection.execute(delete(canary_counts).where(*where))
     versions = {version: each.model_dump(mode="json") for version, each in counts.items()}
-    connection.execute(insert(canary_counts).values(epoch=epoch, gateway=gateway, versions=versions))
+    put(connection, canary_counts, epoch=epoch, gateway=gateway, versions=versions)
 
 
 def _replicas(connection: Connection, seen_within: timedelta) -> list[Replica]:

@@ -1,19 +1,29 @@
 """Where the rows, the bytes and the queue are: the same for every process."""
 
+import os
 from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
-class StoreSettings(BaseSettings):
-    """Read from the environment, prefix `HSCR_`."""
+def _secrets() -> Path | None:
+    """Containers find their secrets here, a file for each; elsewhere there is no such folder."""
+    folder = Path(os.environ.get("HSCR_SECRETS_DIR", "/run/secrets"))
+    return folder if folder.is_dir() else None
 
-    model_config = SettingsConfigDict(env_prefix="HSCR_", extra="ignore")
+
+class StoreSettings(BaseSettings):
+    """Read from the environment, prefix `HSCR_`, or else from files of these names in `HSCR_SECRETS_DIR`.
+
+    So a password need not be in the environment: /run/secrets/hscr_database_url holds the URL.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="HSCR_", extra="ignore", secrets_dir=_secrets())
 
     home: Path = Field(default=Path(".hscr"), description="state of a one-machine installation")
     database_url: str | None = Field(
-        default=None, description="SQLAlchemy URL; `HOME/hscr.db` (SQLite) when absent"
+        default=None, description="postgresql://... or sqlite:///...; `HOME/hscr.db` (SQLite) when absent"
     )
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Celery's broker")
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from service.metrics import Metrics
-from tests.chart.charts import ROOT, Objects, render
+from tests.chart.charts import CHART, ROOT, Objects, render
 
 pytestmark = pytest.mark.chart
 
@@ -102,6 +102,11 @@ def test_dashboards_speak_of_metrics_that_exist(gpu: Objects) -> None:
         used = set().union(*map(named, expressions))
         assert used
         assert used <= existing()
+
+
+def test_the_dashboard_is_the_one_of_docker_compose() -> None:
+    board = "dashboards/hscr.json"
+    assert (CHART / "files" / board).read_text() == (ROOT / "deploy/grafana" / board).read_text()
 
 
 def test_a_monitor_finds_the_service_and_its_port(gpu: Objects) -> None:

@@ -10,6 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from hscr import __version__
 from hscr.cli.app import app
 from hscr.records import Role
 from hscr.store.settings import StoreSettings
@@ -43,6 +44,28 @@ def test_help_teaches(path: tuple[str, ...]) -> None:
     if path not in {("keys", "list"), ("keys", "revoke"), ("db", "check")}:
         assert "Example" in shown.output
         assert f"hscr {' '.join(path)}" in shown.output
+
+
+def test_the_version_is_the_packages() -> None:
+    assert CliRunner().invoke(app, ["--version"]).output == f"hscr {__version__}\n"
+
+
+def test_a_package_that_only_some_images_have_is_named_with_the_way_to_it(tmp_path: Path) -> None:
+    script = """
+import sys
+sys.modules["pyarrow"] = None
+sys.argv = ["hscr", "export", "--home", sys.argv[1], "--out", sys.argv[1] + "/out"]
+from hscr.cli import main
+main()
+"""
+    hscr("db", "upgrade", "--home", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], check=False, capture_output=True, text=True
+    )
+    problem, remedy = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert "needs the package pyarrow" in problem
+    assert "hscr[worker]" in remedy
 
 
 def test_the_command_starts_without_what_takes_long_to_import() -> None:

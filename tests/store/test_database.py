@@ -1,10 +1,9 @@
-"""Revisions, migrations, transactions, keys and blobs."""
+"""Revisions, connections, transactions, keys and blobs."""
 
+import traceback
 from pathlib import Path
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.runtime.migration import MigrationContext
 
 from hscr.errors import NotFound, SchemaOutdated, StoreError
 from hscr.records import Role
@@ -12,7 +11,7 @@ from hscr.store.blobs import READY, Blobs, folder_digest
 from hscr.store.database import Database
 from hscr.store.settings import StoreSettings
 from hscr.store.store import Store
-from hscr.store.tables import metadata
+from tests.postgres_server import PostgresServer
 
 
 def test_a_database_without_tables_is_refused_with_the_command_to_run(tmp_path: Path) -> None:
@@ -20,22 +19,35 @@ def test_a_database_without_tables_is_refused_with_the_command_to_run(tmp_path: 
         Store.open(StoreSettings(home=tmp_path))
 
 
-def test_the_migrations_make_exactly_the_tables_of_the_code(store: Store) -> None:
-    with store.database.read() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-
-
-def test_migrations_go_down_and_up_again(store: Store) -> None:
-    store.database.downgrade("base")
-    assert store.database.revision() is None
-    store.database.upgrade()
-    assert store.releases.pointer().epoch == 0
-
-
 def test_an_unreachable_database_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises((StoreError, OSError)):
         Database(f"sqlite:///{tmp_path}/file/hscr.db").revision()
+
+
+@pytest.mark.parametrize("named", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_an_absent_server_is_a_clear_error_without_its_password(named: str) -> None:
+    database = Database(f"{named}://hscr:s3cret@127.0.0.1:1/hscr")
+    with pytest.raises(StoreError) as caught:
+        database.revision()
+    told = "".join(traceback.format_exception(caught.value)) + f"{caught.value.remedy} {database.url}"
+    assert "hscr doctor" in told
+    assert "s3cret" not in told
+
+
+def test_a_server_that_restarts_costs_no_caller_anything_afterwards(postgres: PostgresServer) -> None:
+    database = Database(postgres.migrated())
+    revision = database.revision()
+    postgres.restart()
+    assert database.revision() == revision
+    database.close()
+
+
+@pytest.mark.parametrize("url", ["mysql://u:s3cret@h/x", "no url", "postgresql:s3cret"])
+def test_what_is_no_database_of_ours_is_refused_with_an_example(url: str) -> None:
+    with pytest.raises(StoreError, match="postgresql://USER@HOST/NAME") as caught:
+        Database(url)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_keys_are_hashed_at_rest_and_die_when_revoked(store: Store, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The whole loop through real processes: records, training, judgement, release, and all three verdicts."""
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from hscr.records import Evaluation, GateVerdict, Job, JobKind, JobState, Prefer
 from hscr.store.answers import hold_image
 from hscr.store.releases import add_dependence
 from hscr.store.store import Store
+from tests.postgres_server import PostgresServer, programs
 from tests.waiting import wait_until
 from tests.workers.engines import Engine, loaded, probe, register, replica, start_agent
 from tests.workers.harness import RANDOM, Processes, finished, make_adapter, submit, succeeded
 from workers.contract import EvaluatePayload, FinetunePayload, GeneratePayload, ReleasePayload, ScorePayload
-from workers.settings import EMBEDDED_MODEL
+from workers.settings import EMBEDDED_MODEL, WorkerSettings
 
 MODEL = str(EMBEDDED_MODEL)
 # Small, and lenient with what junk answers do to the guards: the tests turn on the target alone.
@@ -30,6 +32,15 @@ EVALUATE = EvaluateConfig.parse(
     }
 )
 TRAINING = FinetuneConfig(rank=4, epochs=2, learning_rate=5e-5)
+
+
+@pytest.fixture
+def settings(settings: WorkerSettings, request: pytest.FixtureRequest) -> WorkerSettings:
+    """On PostgreSQL, where there is one; `make test-demo` runs the same loop on SQLite."""
+    if not programs() and not os.environ.get("HSCR_REQUIRE_POSTGRES"):
+        return settings
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return settings.model_copy(update={"database_url": server.migrated()})
 
 
 def add_corrections(store: Store, images: int) -> int:

@@ -348,7 +348,7 @@ def test_redis_dies_in_the_middle(stand: Stand) -> None:
 
 def test_the_database_is_locked_for_longer_than_anybody_waits(stand: Stand) -> None:
     old, new = stand.pointer.active, stand.next()
-    line = "heartbeat failed (OperationalError)"
+    line = "heartbeat failed (DatabaseUnavailable)"
     before = stand.told(line)
     with reported(stand, new) as job:
         lock = sqlite3.connect(stand.settings.home / "hscr.db", isolation_level=None)

@@ -1,0 +1,61 @@
+"""What keeps concurrent writers apart, the same on both databases.
+
+SQLite lets one writer in at a time. PostgreSQL lets all of them in, each statement seeing what was committed
+before it began, so here every transaction that decides by what it reads holds what it has read:
+
+* a row that is there, by `with_for_update()`: the pointer, a job;
+* a row that may not be there yet, by its primary key: `add_once` and `put` never fail for another writer's
+  row, they wait for it;
+* rows that must not appear or go, by a lock that no row has: `referring` for whoever adds what belongs to a
+  study or needs an image, `removing` for whoever deletes studies and images.
+
+Locks are taken in the order job, idempotency key, `referring`, rows; so no two writers wait for each other.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection, Table, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+_INSERT: dict[str, Callable[[Table], Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+_REFERENCES = 0x48534352_01  # any number that nobody else locks: "HSCR", 1
+_MIGRATIONS = 0x48534352_02
+
+
+def upsert(connection: Connection, table: Table) -> Any:
+    """The dialect's INSERT, which has ON CONFLICT."""
+    return _INSERT[connection.dialect.name](table)
+
+
+def add_once(connection: Connection, table: Table, **values: Any) -> bool:
+    """Insert unless a row with one of the table's keys is there, also if it is only about to be."""
+    query = upsert(connection, table).values(**values).on_conflict_do_nothing()
+    return connection.execute(query.returning(*table.primary_key)).first() is not None
+
+
+def put(connection: Connection, table: Table, **values: Any) -> None:
+    """Insert, or replace the row with the same primary key."""
+    query = upsert(connection, table).values(**values)
+    replaced = {name: query.excluded[name] for name in values if not table.c[name].primary_key}
+    connection.execute(query.on_conflict_do_update(index_elements=list(table.primary_key), set_=replaced))
+
+
+def referring(connection: Connection) -> None:
+    """Until this transaction ends no study is deleted and no image expires; call before looking at either."""
+    _lock(connection, func.pg_advisory_xact_lock_shared(_REFERENCES))
+
+
+def removing(connection: Connection) -> None:
+    """Wait for everyone who is `referring`, and let nobody begin until this transaction ends."""
+    _lock(connection, func.pg_advisory_xact_lock(_REFERENCES))
+
+
+def migrating(connection: Connection) -> None:
+    """Wait until no other process migrates."""
+    _lock(connection, func.pg_advisory_xact_lock(_MIGRATIONS))
+
+
+def _lock(connection: Connection, lock: Any) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(lock))

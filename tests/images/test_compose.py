@@ -1,0 +1,115 @@
+"""docker-compose.yml's core from built images, on stand-ins of Redis and PostgreSQL: `make test-images`.
+
+The loop once, as on the day somebody installs it: a question, a correction, a preference record, a
+fine-tune, a release, and the same question answered by the new version.
+"""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hscr.client import Client
+from hscr.config import FinetuneConfig, GenerateConfig
+from hscr.demo.ward import rounds, traffic
+from hscr.models.phantom.anatomy import photograph
+from tests.images.compose import ROOT, compose
+from tests.images.docker import inspect
+from tests.redis_server import free_port
+
+pytestmark = [pytest.mark.images, pytest.mark.timeout(1500)]
+
+SERVICES = {
+    "gateway", "engine", "agent", "worker", "worker-control", "relay", "beat", "redis", "postgres",
+}  # fmt: skip
+SILENT = {"beat"}
+BRIEF = FinetuneConfig(rank=4, epochs=1)
+GENERATE = GenerateConfig.parse({"substitute": {"negatives": "random"}})
+START_SECONDS = 600
+
+
+class Deployed:
+    """A project of Compose, its port and its secrets."""
+
+    def __init__(self, secrets: Path) -> None:
+        self.port = free_port()
+        self._environment = {"SECRETS_FOLDER": str(secrets), "GATEWAY_PORT": str(self.port)}
+
+    def __call__(self, *arguments: str, seconds: float = 120) -> str:
+        files = ("docker-compose.yml", "deploy/stand-in/compose.yml")
+        named = ("--project-name", "hscr-check", *arguments)
+        return compose(*named, files=files, environment=self._environment, seconds=seconds)
+
+    def container(self, service: str) -> Any:
+        return inspect("container", self("ps", "--all", "--quiet", service).strip())
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    secrets = tmp_path_factory.mktemp("secrets")
+    subprocess.run([ROOT / "deploy" / "secrets.sh", secrets], check=True)
+    project = Deployed(secrets)
+    try:
+        yield project
+    finally:
+        project("--profile", "*", "down", "--volumes", "--timeout", "20", seconds=300)
+
+
+@pytest.fixture(scope="module")
+def key(deployed: Deployed) -> str:
+    """An operator's, made before anything listens; the tables come first."""
+    command = ("keys", "create", "--name", "check", "--role", "operator", "--train-consent", "--json")
+    made = deployed("run", "--rm", "--no-TTY", "hscr", *command, seconds=START_SECONDS)
+    return str(json.loads(made)["secret"])
+
+
+@pytest.fixture(scope="module")
+def client(deployed: Deployed, key: str) -> Iterator[Client]:
+    deployed("up", "--wait", "--wait-timeout", str(START_SECONDS), seconds=START_SECONDS + 60)
+    with Client(f"http://127.0.0.1:{deployed.port}", key) as client:
+        yield client
+
+
+def test_everything_turns_healthy(deployed: Deployed, client: Client) -> None:
+    assert client.ready()
+    for service in SERVICES:
+        state = deployed.container(service)["State"]
+        assert state["Status"] == "running", service
+        assert service in SILENT or state["Health"]["Status"] == "healthy", service
+    assert deployed.container("migrate")["State"]["ExitCode"] == 0
+
+
+def test_the_password_is_in_no_environment(deployed: Deployed, client: Client) -> None:
+    for service in SERVICES:
+        assert "postgresql+" not in " ".join(deployed.container(service)["Config"]["Env"]), service
+
+
+def test_the_loop(client: Client) -> None:
+    examples = traffic(12, 2, seed=0)
+    judged = rounds(client, client, examples, lambda _judged: None)
+    assert {each.right for each in judged} == {True, False}, "some answers were corrected"
+    before = judged[0].answer
+    assert before.provenance.adapter is None
+
+    client.wait(client.generate(GENERATE).id)
+    records = list(client.preferences())
+    assert {record.chosen for record in records} & {each.example.answer for each in judged}
+
+    job = client.wait(client.finetune(BRIEF, method="random").id)
+    version = str((job.result or {})["adapter"])
+    client.wait(client.promote(version, reason="a check of the installation", override=True).id)
+    assert client.pointer().active == version
+    after = client.ask(photograph(judged[0].example.phantom), judged[0].example.question)
+    assert after.provenance.adapter == version
+
+
+def test_nothing_is_lost_when_everything_is_started_again(deployed: Deployed, client: Client) -> None:
+    before, answers = client.pointer(), len(client.answers())
+    deployed("down", "--timeout", "40", seconds=300)
+    deployed("up", "--wait", "--wait-timeout", str(START_SECONDS), seconds=START_SECONDS + 60)
+    assert client.pointer().active == before.active
+    assert len(client.answers()) == answers
+    assert client.ready()

@@ -1,0 +1,125 @@
+"""What the images are made of and how Compose starts them, read from the files: no container is run."""
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from hscr import __version__
+from hscr.serving import Serving
+from tests.images.compose import PROFILES, ROOT, configuration
+
+LOCKS = ROOT / "requirements"
+OURS = re.compile(r"hscr-(gateway|worker|worker-cuda|engine):")
+
+
+def locked(name: str) -> dict[str, str]:
+    """Release by package; every one with a hash."""
+    blocks = re.split(r"(?m)^(?=[a-z])", (LOCKS / f"{name}.txt").read_text())
+    found = {}
+    for block in blocks:
+        if pinned := re.match(r"([a-z0-9.-]+)==(\S+)", block):
+            assert "--hash=sha256:" in block, pinned[0]
+            found[pinned[1]] = pinned[2]
+    return found
+
+
+@pytest.mark.parametrize("lock", ["gateway", "worker", "build"])
+def test_an_image_has_the_releases_that_are_tested(lock: str) -> None:
+    tested, installed = locked("runtime"), locked(lock)
+    assert installed
+    assert {name: release for name, release in installed.items() if tested.get(name) != release} == {}
+
+
+def test_the_gateways_lock_has_nothing_to_compute_with() -> None:
+    heavy = {"torch", "transformers", "peft", "accelerate", "pyarrow", "matplotlib", "pydicom-data"}
+    assert heavy & locked("gateway").keys() == set()
+    assert heavy & locked("runtime").keys() == heavy - {"torch"}
+
+
+@pytest.mark.parametrize("file", ["Dockerfile", "deploy/stand-in/Dockerfile"])
+def test_hadolint_has_nothing_to_say(file: str) -> None:
+    linter = ROOT / ".venv-images" / "bin" / "hadolint"
+    done = subprocess.run([linter, ROOT / file], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_wheel_holds_what_the_images_need(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "pip", "wheel", "--no-index", "--no-deps", "--no-build-isolation"]
+    subprocess.run(
+        [*build, "--quiet", "--wheel-dir", tmp_path, _copied(tmp_path / "source")],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = set(archive.namelist())
+    wanted = {str(path.relative_to(ROOT)) for path in _sources()}
+    assert wanted - packed == set()
+
+
+def _sources() -> list[Path]:
+    folders = ("hscr", "service", "workers")
+    listed = subprocess.run(
+        ["git", "ls-files", *folders], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
+
+
+def _copied(folder: Path) -> Path:
+    """The sources alone: a build leaves files beside them."""
+    for path in [*_sources(), *(ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE"))]:
+        target = folder / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    return folder
+
+
+def test_one_engine_with_its_agent_runs_by_default_and_another_in_the_profile_gpu() -> None:
+    core = {"gateway", "worker-control", "relay", "beat", "migrate", "redis", "postgres"}
+    assert configuration()["services"].keys() == core | {"engine", "agent", "worker"}
+    assert configuration("gpu")["services"].keys() == core | {"engine-gpu", "agent-gpu", "worker-gpu"}
+    watched = configuration("embedded", "observability")["services"].keys()
+    assert watched == core | {"engine", "agent", "worker", "prometheus", "grafana"}
+
+
+def test_every_process_of_ours_is_confined_and_every_image_is_pinned() -> None:
+    whole = configuration(*PROFILES)
+    assert whole["networks"]["inside"]["internal"] is True
+    for name, service in whole["services"].items():
+        tag = service["image"].rpartition(":")[2]
+        assert re.match(r"v?\d", tag), f"{name}: {service['image']}"
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        if OURS.match(service["image"]):
+            assert tag == __version__, name
+            assert service["read_only"], name
+            assert service["cap_drop"] == ["ALL"], name
+            assert service["networks"].keys() <= {"inside"} or name == "gateway", name
+        assert "ports" not in service or service["ports"][0]["host_ip"] == "127.0.0.1", name
+        for variable, value in (service.get("environment") or {}).items():
+            assert "PASSWORD" not in variable or value.startswith("/run/secrets/"), name
+            assert "://" not in value or value.startswith(("http://", "redis://redis:")), name
+
+
+def test_vllm_is_started_as_the_launcher_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HSCR_VLLM_COMMAND", sys.executable)
+    serving = Serving(Path("/models/base"), "base", 8100, host="0.0.0.0", device="cuda", dtype="bfloat16")
+    command = serving.command("vllm")
+    engine = configuration("gpu")["services"]["engine-gpu"]
+    assert engine["command"] == list(command.arguments[1:])
+    assert command.environment.items() <= engine["environment"].items()
+    assert f"`{engine['image'].rpartition(':')[2]}`" in (ROOT / "docs" / "vllm.md").read_text()
+
+
+def test_the_dashboard_shows_metrics_that_exist() -> None:
+    sources = "\n".join(
+        (ROOT / "service" / name).read_text() for name in ("metrics.py", "embedded/metrics.py")
+    )
+    dashboard = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "hscr.json").read_text())
+    shown = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    for name in set(re.findall(r"\b(?:hscr_|vllm:)\w+", shown)):
+        assert f'"{re.sub("_(total|bucket|sum|count)$", "", name)}"' in sources, name
