@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 LOCKS := requirements/torch-cpu.txt requirements/torch-cuda.txt requirements/install.sh pyproject.toml
 
-.PHONY: help demo up test test-vllm test-demo images test-images test-chart lint-chart bench-training bench-generation bench-swap bench-jobs check format lock clean
+.PHONY: help demo up test test-vllm test-demo images test-images test-chart bench-training bench-generation bench-swap bench-jobs check format lock clean
 
 help: ## List the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,9 +29,6 @@ test-demo: .venv/dev ## The demo on a smaller ward, as a test (3 minutes)
 
 test-chart: .venv/dev .venv-chart/ready ## The Helm chart: its values, objects, policies, alerts (needs promtool)
 	@$(PY) -m pytest -m chart tests/chart $(ARGS)
-
-lint-chart: .venv-chart/ready ## The Helm chart by checkov's rules (a minute)
-	@tests/chart/checkov.sh
 
 images: ## Build the container images and print their sizes. TORCH=cuda for NVIDIA GPUs
 	@deploy/with-engine.sh deploy/build.sh

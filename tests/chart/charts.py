@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,11 @@ class Objects:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.all: list[dict[str, Any]] = [each for each in yaml.safe_load_all(text) if each]
+
+    @cached_property
+    def all(self) -> list[dict[str, Any]]:
+        """In the order of the text."""
+        return [each for each in yaml.load_all(self.text, yaml.CSafeLoader) if each]
 
     def kind(self, kind: str) -> dict[str, dict[str, Any]]:
         """By name."""

@@ -13,7 +13,7 @@ def test_every_pod_is_restricted(installation: Objects) -> None:
         assert pod["securityContext"]["runAsUser"] > 0, name
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
         assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys(), name
-        assert all("hostPath" not in volume for volume in pod["volumes"]), name
+        assert all("hostPath" not in volume for volume in pod.get("volumes", [])), name
         for container in [*pod["containers"], *pod.get("initContainers", [])]:
             security = container["securityContext"]
             assert security["allowPrivilegeEscalation"] is False, name
@@ -57,14 +57,14 @@ def test_every_selector_finds_its_own_pods_and_no_others(installation: Objects) 
 def test_every_reference_leads_to_an_object_of_the_chart(installation: Objects) -> None:
     maps = installation.kind("ConfigMap")
     for pod in installation.pods().values():
-        named = [volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume]
+        named = [volume["configMap"]["name"] for volume in pod.get("volumes", []) if "configMap" in volume]
         named += [
             source["configMapRef"]["name"] for each in pod["containers"] for source in each.get("envFrom", [])
         ]
         assert set(named) <= maps.keys()
         mounted = {mount["name"] for each in pod["containers"] for mount in each["volumeMounts"]}
         own = {"data"}  # of a StatefulSet's claim
-        assert mounted - own <= {volume["name"] for volume in pod["volumes"]}
+        assert mounted - own <= {volume["name"] for volume in pod.get("volumes", [])}
 
 
 def test_images_come_from_the_mirror_and_a_digest_counts_more_than_a_tag() -> None:

@@ -79,6 +79,12 @@ def test_gateways_scale_by_what_is_in_flight_and_engines_also_by_first_text(gpu:
     assert "hscr_time_to_first_text_seconds_bucket" in engine[1]["metadata"]["query"]
 
 
+def test_a_fallback_stands_only_beside_metrics_that_keda_allows_it_for(gpu: Objects) -> None:
+    for each in gpu.kind("ScaledObject").values():
+        kinds = {trigger["metricType"] for trigger in each["spec"]["triggers"]}
+        assert "fallback" not in each["spec"] or kinds == {"AverageValue"}
+
+
 def test_without_keda_hpas_stand_in() -> None:
     rendered = render_ci(next(path for path in CI if path.stem == "multi-replica-values"))
     assert rendered.kind("HorizontalPodAutoscaler").keys() == {"hscr-gateway", "hscr-engine"}

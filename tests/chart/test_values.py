@@ -30,6 +30,7 @@ EVERYTHING: dict[str, Any] = {
     "engine": {"kind": "vllm", "gpus": 1, "autoscaling": {"kind": "keda"}},
     "workers": {"defaults": {"autoscaling": {"enabled": True}}},
     "monitoring": {"serviceMonitors": True, "engine": True, "rules": True, "dashboards": True},
+    "networkPolicy": {"database": [{"ipBlock": {"cidr": "10.0.0.1/32"}}], "redis": [{"podSelector": {}}]},
 }
 SURROUNDINGS: list[dict[str, Any]] = [
     EVERYTHING,

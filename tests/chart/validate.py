@@ -78,7 +78,9 @@ def of_kubernetes(it: dict[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    objects = {json.dumps(each, sort_keys=True): each for each in yaml.safe_load_all(sys.stdin) if each}
+    objects = {
+        json.dumps(each, sort_keys=True): each for each in yaml.load_all(sys.stdin, yaml.CSafeLoader) if each
+    }
     found = 0
     for it in objects.values():
         kind = it["apiVersion"], it["kind"]
