@@ -41,6 +41,7 @@ BY_THE_CHART = {
 FIXED = {
     "replica_id": "the pod's name",
     "health_file": "a file that the probes read",
+    "one_job_seconds": "180 where autoscaling.jobs makes a pod for each job",
     "ready_file": "a file that the agent's readiness probe reads",
 }
 """Settings that the chart needs to be as they are."""
@@ -113,10 +114,12 @@ _GROUP = {
         "additionalProperties": False,
         "properties": {
             "enabled": {"type": "boolean"},
+            "jobs": {"type": "boolean"},
             "max": {"type": "integer", "minimum": 1},
             "cooldownSeconds": {"type": "integer", "minimum": 0},
         },
-        "description": "by KEDA, between none and max, by jobs that wait or run; down only to none",
+        "description": "by KEDA, up to max, by jobs that wait or run; down only to none, or, with jobs, "
+        "a pod for each job that ends with it (a ScaledJob)",
     },
     "pod": {"$ref": "#/$defs/pod", "description": "see below"},
 }

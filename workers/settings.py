@@ -23,6 +23,9 @@ class WorkerSettings(StoreSettings):
     child_grace_seconds: float = Field(default=3, gt=0, description="to stop when asked, before SIGTERM")
     write_every: int = Field(default=16, ge=1, description="generated records per transaction")
 
+    one_job_seconds: float | None = Field(
+        default=None, gt=0, description="a worker ends after its first job, or when none came for so long"
+    )
     health_file: Path | None = Field(
         default=None, description="touched while worker, relay or agent gets on; for `hscr.healthcheck`"
     )

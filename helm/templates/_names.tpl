@@ -59,6 +59,7 @@ imagePullPolicy: {{ .root.Values.images.pullPolicy }}
 {{- range $name, $group := .Values.workers.groups -}}
 {{- $group = include "hscr.workerGroup" (dict "root" $ "group" $group) | fromYaml -}}
 {{- if $group.enabled }}{{ $taken = concat $taken $group.queues }}{{ end -}}
+{{- if and $group.autoscaling.jobs (not $group.autoscaling.enabled) }}{{ fail (printf "workers.groups.%s.autoscaling.jobs needs autoscaling.enabled." $name) }}{{ end -}}
 {{- end -}}
 {{- range list "control" "evaluate" "generate" "score" "finetune" -}}
 {{- if not (has . $taken) }}{{ fail (printf "No worker takes the queue %q: add it to the queues of a group in workers.groups." .) }}{{ end -}}

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -38,22 +39,23 @@ class Objects:
 
     def pods(self) -> dict[str, dict[str, Any]]:
         """The spec of every pod, by kind and name of what makes it."""
-        found = {}
-        for each in self.all:
-            spec = each if each["kind"] == "Pod" else each.get("spec", {}).get("template")
-            if isinstance(spec, dict) and "containers" in spec.get("spec", {}):
-                found[f"{each['kind']}/{each['metadata']['name']}"] = spec["spec"]
-        return found
+        return {
+            f"{maker['kind']}/{maker['metadata']['name']}": pod["spec"] for maker, pod in self._templates()
+        }
 
     def labels(self) -> dict[str, dict[str, str]]:
         """The labels of every pod, by its component."""
-        found = {}
+        every = [pod["metadata"]["labels"] for _, pod in self._templates()]
+        return {labels["app.kubernetes.io/component"]: labels for labels in every}
+
+    def _templates(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         for each in self.all:
-            pod = each if each["kind"] == "Pod" else each.get("spec", {}).get("template")
-            if isinstance(pod, dict) and "containers" in pod.get("spec", {}):
-                labels = pod["metadata"]["labels"]
-                found[labels["app.kubernetes.io/component"]] = labels
-        return found
+            if each["kind"] == "Pod":
+                yield each, each
+            elif each["kind"] == "ScaledJob":
+                yield each, each["spec"]["jobTargetRef"]["template"]
+            elif each["kind"] in {"Deployment", "StatefulSet", "Job"}:
+                yield each, each["spec"]["template"]
 
     def environment(self, pod: dict[str, Any], container: str) -> dict[str, Any]:
         """Variables of a container: plain values as text, others as where they come from."""

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.chart
 
 
 def spec(rendered: Objects, name: str) -> dict[str, Any]:
-    return rendered.one("Deployment", name)["spec"]["template"]["spec"]
+    return next(pod for key, pod in rendered.pods().items() if key.endswith(f"/hscr-{name}"))
 
 
 def container(rendered: Objects, name: str, which: str | None = None) -> dict[str, Any]:
@@ -216,12 +216,12 @@ def test_the_names_that_draining_counts_are_the_engine_s() -> None:
 # -- workers ---------------------------------------------------------------------------------------------
 
 
+def workers(rendered: Objects) -> list[dict[str, Any]]:
+    return [pod for key, pod in rendered.pods().items() if "/hscr-worker-" in key]
+
+
 def taken(rendered: Objects) -> list[str]:
-    workers = [name for name in rendered.kind("Deployment") if "-worker-" in name]
-    commands = [
-        rendered.kind("Deployment")[name]["spec"]["template"]["spec"]["containers"][0]["command"]
-        for name in workers
-    ]
+    commands = [pod["containers"][0]["command"] for pod in workers(rendered)]
     return list(itertools.chain(*(command[command.index("-Q") + 1].split(",") for command in commands)))
 
 
@@ -251,10 +251,8 @@ def test_a_gpu_is_asked_for_where_one_is_needed(gpu: Objects) -> None:
 def test_a_worker_has_time_to_hand_its_job_back(installation: Objects) -> None:
     from workers.settings import WorkerSettings
 
-    for name in installation.kind("Deployment"):
-        if "-worker-" in name:
-            pod = spec(installation, name.removeprefix("hscr-"))
-            assert pod["terminationGracePeriodSeconds"] > WorkerSettings().lease_seconds
+    for pod in workers(installation):
+        assert pod["terminationGracePeriodSeconds"] > WorkerSettings().lease_seconds
 
 
 def test_there_is_exactly_one_beat(installation: Objects) -> None:

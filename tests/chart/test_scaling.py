@@ -11,12 +11,15 @@ from hscr.records import Job, JobKind
 from hscr.store.store import Store
 from tests.chart.charts import CI, Objects, render, render_ci
 from workers.contract import QUEUE_OF, QUEUES
+from workers.settings import WorkerSettings
 
 pytestmark = pytest.mark.chart
 
 
 def query(rendered: Objects, group: str) -> str:
-    return rendered.one("ScaledObject", f"worker-{group}")["spec"]["triggers"][0]["metadata"]["query"]
+    name = f"hscr-worker-{group}"
+    scaler = rendered.kind("ScaledObject").get(name) or rendered.kind("ScaledJob")[name]
+    return scaler["spec"]["triggers"][0]["metadata"]["query"]
 
 
 def scaled(queue: str) -> Objects:
@@ -57,6 +60,18 @@ def test_workers_are_taken_away_only_when_no_job_is_left(gpu: Objects) -> None:
             assert each["spec"]["minReplicaCount"] == 0
             assert each["spec"]["cooldownPeriod"] > 0
             assert "fallback" not in each["spec"], "with a fallback, a silent database would end workers"
+
+
+def test_with_jobs_each_job_has_a_pod_that_ends_with_it(gpu: Objects) -> None:
+    job = gpu.one("ScaledJob", "worker-finetune")["spec"]
+    assert "hscr-worker-finetune" not in gpu.kind("Deployment")
+    assert job["rollout"] == {"strategy": "gradual"}, "otherwise an upgrade would end jobs that run"
+    assert job["jobTargetRef"]["backoffLimit"] == 0
+    pod = job["jobTargetRef"]["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"
+    waits = float(gpu.environment(pod, "worker")["HSCR_ONE_JOB_SECONDS"])
+    assert waits > WorkerSettings().unclaimed_seconds, "a message that was lost is sent again before"
+    assert job["triggers"][0]["metadata"]["targetQueryValue"] == "1"
 
 
 def test_every_scaler_finds_what_it_scales(installation: Objects) -> None:

@@ -204,6 +204,7 @@ def test_a_setting_with_a_value_of_its_own_follows_it() -> None:
         ({"images": {"gateway": {"digest": "sha256:latest"}}}, "Does not match pattern"),
         ({"gateway": {"pod": {"resource": {}}}}, "resource is not allowed"),
         ({"workers": {"groups": {"gpu": {"enabled": False}}}}, 'No worker takes the queue "generate"'),
+        ({"workers": {"groups": {"gpu": {"autoscaling": {"jobs": True}}}}}, "needs autoscaling.enabled"),
         ({"engine": {"kind": "vllm"}}, "set model.existingClaim"),
         ({"settings": {"agent": {"adapter_slots": 9}}}, "larger than engine.maxLoras"),
         ({"postgres": {"enabled": False}}, "name it in networkPolicy.database"),

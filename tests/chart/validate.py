@@ -23,6 +23,7 @@ from referencing import Registry, Resource
 VERSIONS = [f"1.{minor}" for minor in range(27, 37)]
 OPERATORS = {
     ("keda.sh/v1alpha1", "ScaledObject"): keda.ScaledObject,
+    ("keda.sh/v1alpha1", "ScaledJob"): keda.ScaledJob,
     ("keda.sh/v1alpha1", "TriggerAuthentication"): keda.TriggerAuthentication,
     ("monitoring.coreos.com/v1", "ServiceMonitor"): prometheus.ServiceMonitor,
     ("monitoring.coreos.com/v1", "PrometheusRule"): prometheus.PrometheusRule,
