@@ -40,7 +40,7 @@ _AWAY = (StoreError, SQLAlchemyError, OSError)
 class AgentSettings(WorkerSettings):
     engine_url: str = Field(default="http://127.0.0.1:8100", description="base URL of the engine beside")
     replica_id: str = Field(default_factory=socket.gethostname, description="this replica's stable name")
-    reconcile_seconds: float = Field(default=0.3, gt=0)
+    reconcile_seconds: float = Field(default=0.3, gt=0, description="between two looks at what is desired")
     unload_grace_seconds: float = Field(default=3, ge=0, description="after a version became undesired")
     retry_seconds: float = Field(default=5, gt=0, description="before a version that failed is tried again")
     adapter_slots: int = Field(

@@ -141,12 +141,14 @@ resources: {{ toYaml $resources | nindent 2 }}
     {{- include "hscr.stateMount" .root | nindent 4 }}
 {{- end }}
 
-{{/* A process that serves no port touches this file while it gets on. */}}
+{{/* A process that serves no port touches this file while queue and database are there. A quarter of an hour of
+patience, because an outage of theirs must not end a worker in the middle of its job, but one that never comes back from
+an outage must be ended some time. */}}
 {{- define "hscr.alive" -}}
 livenessProbe:
   exec: {command: [python, -m, hscr.healthcheck, /tmp/alive]}
   initialDelaySeconds: 30
-  periodSeconds: 15
-  timeoutSeconds: 5
-  failureThreshold: 4
+  periodSeconds: 30
+  timeoutSeconds: 10
+  failureThreshold: 30
 {{- end }}

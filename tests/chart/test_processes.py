@@ -269,8 +269,10 @@ def test_what_serves_no_port_is_watched_by_the_file_it_touches(trial: Objects) -
         ("engine", "agent"),
     ):
         file = trial.environment(spec(trial, name), which)["HSCR_HEALTH_FILE"]
-        probe = container(trial, name, which)["livenessProbe"]["exec"]["command"]
-        assert probe == ["python", "-m", "hscr.healthcheck", file]
+        probe = container(trial, name, which)["livenessProbe"]
+        assert probe["exec"]["command"] == ["python", "-m", "hscr.healthcheck", file]
+        patience = probe["periodSeconds"] * probe["failureThreshold"]
+        assert patience >= 600, "an outage of queue or database must not end a worker at its job"
 
 
 # -- migrations ------------------------------------------------------------------------------------------

@@ -167,6 +167,10 @@ def test_every_setting_has_a_value_or_a_reason() -> None:
     assert describe.BY_THE_CHART.keys() - fields == set()
 
 
+def test_every_setting_is_described() -> None:
+    assert not [f"{process}.{name}" for process, name, facts in OWN if not facts.get("description")]
+
+
 def test_a_setting_with_a_value_of_its_own_follows_it() -> None:
     values = {".".join(entry.path): entry for entry in LEAVES}
     for name, path in describe.BY_THE_CHART.items():
