@@ -1,17 +1,22 @@
 """Gateway, engine, agent, workers, relay, beat and migrations, as the code wants to be started."""
 
 import itertools
+import os
 import re
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
+from hscr.records import Role
 from hscr.serving import Serving
+from hscr.store.database import Database
+from hscr.store.settings import StoreSettings
+from hscr.store.store import Store
 from tests.chart.charts import CHART, Objects, refused, render
 from tests.waiting import wait_until
 from workers.contract import QUEUES
@@ -59,11 +64,35 @@ def test_the_probed_paths_are_routes_of_the_gateway(trial: Objects) -> None:
     } <= routes
 
 
-def test_a_gateway_waits_for_tables_and_for_a_first_key(trial: Objects) -> None:
-    wait = spec(trial, "gateway")["initContainers"][0]["args"][0]
-    assert "hscr db check" in wait
-    assert "hscr keys list --json" in wait
-    assert "hscr keys" not in spec(trial, "relay")["initContainers"][0]["args"][0]
+def test_a_gateway_waits_for_tables_and_for_a_first_key(trial: Objects, tmp_path: Path) -> None:
+    """The script of the chart, run."""
+    script = spec(trial, "gateway")["initContainers"][0]["args"][0]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    surroundings = {**os.environ, "HSCR_HOME": str(tmp_path), "PATH": path}
+    with subprocess.Popen(["sh", "-c", script], env=surroundings, stdout=subprocess.PIPE, text=True) as wait:
+        assert wait.stdout is not None
+        says(wait.stdout, "waiting for tables of this version and for a first key")
+        database = Database(StoreSettings(home=tmp_path).database)
+        database.upgrade()
+        database.close()
+        says(wait.stdout, "The database has revision")
+        says(wait.stdout, "waiting for tables of this version and for a first key")
+        with Store.open(StoreSettings(home=tmp_path)) as store:
+            store.keys.create("me", Role.OPERATOR)
+        wait.stdout.read()
+        assert wait.wait(60) == 0
+
+
+def says(output: IO[str], what: str) -> None:
+    """Read on to a line that begins so."""
+    assert next((line for line in output if line.startswith(what)), None), f"it ended before it said: {what}"
+
+
+def test_only_gateways_wait_for_a_key(trial: Objects) -> None:
+    for name in ("engine", "relay", "beat", "worker-control", "worker-gpu"):
+        script = spec(trial, name)["initContainers"][0]["args"][0]
+        assert "hscr db check" in script
+        assert "hscr keys" not in script
 
 
 def test_copies_are_spread_and_disrupted_one_by_one(installation: Objects) -> None:
