@@ -28,10 +28,11 @@ RUN apt-get update \
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_NO_INDEX
-# One time for all installed files, whenever they are.
+# One time for all installed files, whenever they are; bytecode without the columns of its source.
 ENV SOURCE_DATE_EPOCH=1577836800 \
+    PYTHONNODEBUGRANGES=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
-COPY deploy/install.sh deploy/finish.py deploy/warm.py /deploy/
+COPY deploy/install.sh /deploy/
 # Without pip: nothing that installs packages is left in an image.
 RUN python3.11 -m venv --without-pip /opt/hscr
 
@@ -57,6 +58,8 @@ RUN --mount=type=bind,source=requirements,target=/requirements \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca-certificates \
     /deploy/install.sh /opt/hscr gateway
+COPY deploy/finish.py deploy/warm.py /deploy/
+RUN python3.11 /deploy/finish.py /opt/hscr
 COPY --from=project /opt/project /opt/project
 RUN PYTHONPATH=/opt/project /opt/hscr/bin/python /deploy/warm.py /opt/hscr /opt/project
 
@@ -67,6 +70,8 @@ RUN --mount=type=bind,source=requirements,target=/requirements \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca-certificates \
     /deploy/install.sh /opt/hscr worker "torch-${TORCH}"
+COPY deploy/finish.py deploy/warm.py /deploy/
+RUN python3.11 /deploy/finish.py /opt/hscr
 COPY --from=project /opt/project /opt/project
 RUN MODEL=/opt/project/hscr/models/phantom/weights PYTHONPATH=/opt/project \
     /opt/hscr/bin/python /deploy/warm.py /opt/hscr /opt/project

@@ -1,8 +1,8 @@
 """Inside a build, `python finish.py FOLDER`: installed packages without ballast, and the same in every build.
 
-What goes changes nothing that runs: debugging symbols of extension modules, packages' own tests, what only
-builds other packages, an image format that is never decoded, and copies of one library under several names,
-which wheels hold because they cannot hold links.
+What goes changes nothing that runs here: debugging symbols of extension modules, packages' own tests and
+programs, what only builds other packages, image formats that are never decoded, fonts, and copies of one
+library under several names, which wheels hold because they cannot hold links.
 """
 
 import hashlib
@@ -17,8 +17,11 @@ SECONDS = int(os.environ["SOURCE_DATE_EPOCH"])
 KEPT_TESTS = {"_natype.py"}
 UNUSED = (
     *("numpy/f2py", "numpy/distutils", "numpy/_core/include", "numpy/_core/lib", "numpy/random/lib"),
-    *("PIL/_avif.*", "pillow.libs/libavif*"),
-    *("**/*.pyi",),
+    *("numpy/_core/_simd.*", "numpy/_core/_*_tests.*"),
+    *("PIL/_avif.*", "PIL/_webp.*", "PIL/_imagingft.*"),
+    *("pillow.libs/lib" + name for name in ("avif*", "webp*", "sharpyuv*", "freetype*", "harfbuzz*")),
+    *("pydicom/data/test_files", "pydicom/data/charset_files", "_gdcm/XML", "_gdcm/gdcm*[!y]"),
+    "**/*.pyi",
 )
 
 

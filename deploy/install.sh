@@ -13,4 +13,3 @@ for lock in "$@"; do
   pip --python "$venv/bin/python" install --no-deps --require-hashes --no-compile --only-binary :all: --quiet \
     --requirement "/requirements/$lock.txt"
 done
-python3.11 "$(dirname "$0")/finish.py" "$venv"

@@ -38,6 +38,7 @@ def build(settings: WorkerSettings) -> Celery:
         worker_redirect_stdouts=False,
         worker_enable_remote_control=False,
         beat_schedule=beat_schedule(settings),
+        beat_scheduler="workers.schedule:Scheduler",
         beat_schedule_filename=str(settings.home / "beat-schedule"),
         enable_utc=True,
     )

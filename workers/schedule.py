@@ -2,8 +2,18 @@
 
 from typing import Any
 
+from celery.beat import PersistentScheduler
+
 from workers.contract import CONSIDER_FINETUNE_TASK, CONTROL, SWEEP_TASK, WATCH_CANARY_TASK
 from workers.settings import WorkerSettings
+
+
+class Scheduler(PersistentScheduler):  # type: ignore[misc]
+    """Celery's own, which shows at each tick that it lives."""
+
+    def tick(self, **options: Any) -> float:
+        WorkerSettings().show_life()
+        return float(super().tick(**options))
 
 
 def beat_schedule(settings: WorkerSettings) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class WorkerSettings(StoreSettings):
         default=None, gt=0, description="a worker ends after its first job, or when none came for so long"
     )
     health_file: Path | None = Field(
-        default=None, description="touched while worker, relay or agent gets on; for `hscr.healthcheck`"
+        default=None, description="touched while worker, relay, agent or beat gets on; for `hscr.healthcheck`"
     )
 
     relay_seconds: float = Field(default=0.2, gt=0, description="between two looks at the outbox")

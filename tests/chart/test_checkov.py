@@ -11,7 +11,7 @@ from tests.chart.charts import CI, TOOLS, render_ci
 pytestmark = pytest.mark.chart
 
 EXCEPTIONS = {
-    "CKV_K8S_8": "liveness: beat says nothing of itself; jobs and helm's tests end by themselves",
+    "CKV_K8S_8": "liveness: helm's tests end by themselves",
     "CKV_K8S_9": "readiness: workers, relay and beat are sent no traffic",
     "CKV_K8S_11": "CPU limits would throttle a process beside idle ones; memory is limited",
     "CKV_K8S_15": "tags are versions, so a node may keep what it has",

@@ -295,6 +295,7 @@ def test_what_serves_no_port_is_watched_by_the_file_it_touches(trial: Objects) -
         ("worker-gpu", "worker"),
         ("worker-control", "worker"),
         ("relay", "relay"),
+        ("beat", "beat"),
         ("engine", "agent"),
     ):
         file = trial.environment(spec(trial, name), which)["HSCR_HEALTH_FILE"]
