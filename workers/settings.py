@@ -33,12 +33,15 @@ class WorkerSettings(StoreSettings):
     )
     write_every: int = Field(default=16, ge=1, description="generated records per transaction")
 
+    one_job_seconds: float | None = Field(
+        default=None, gt=0, description="a worker ends after its first job, or when none came for so long"
+    )
     health_file: Path | None = Field(
         default=None, description="touched while worker, relay, agent or beat gets on; for `hscr.healthcheck`"
     )
 
     relay_seconds: float = Field(default=0.2, gt=0, description="between two looks at the outbox")
-    sweep_seconds: float = Field(default=5, gt=0)
+    sweep_seconds: float = Field(default=5, gt=0, description="between two looks for what was left behind")
     check_store_seconds: float = Field(
         default=3600, gt=0, description="between two comparisons of files and rows"
     )
@@ -46,7 +49,7 @@ class WorkerSettings(StoreSettings):
     keep_temporary_seconds: float = Field(default=24 * 3600, gt=0, description="age of a forgotten upload")
 
     replica_seen_seconds: float = Field(default=10, gt=0, description="a replica silent for longer is gone")
-    gateway_seen_seconds: float = Field(default=10, gt=0)
+    gateway_seen_seconds: float = Field(default=10, gt=0, description="a gateway silent for longer is gone")
     rollout_seconds: float = Field(default=120, gt=0, description="for all replicas to load a version")
 
     canary_seconds: float = Field(default=2, gt=0, description="between two looks at a running canary")
@@ -60,7 +63,9 @@ class WorkerSettings(StoreSettings):
 
     consider_seconds: float = Field(default=60, gt=0, description="between two looks for new records")
     finetune_threshold: int = Field(default=200, ge=1, description="new consented sources that start a loop")
-    finetune_min_interval_seconds: float = Field(default=24 * 3600, ge=0)
+    finetune_min_interval_seconds: float = Field(
+        default=24 * 3600, ge=0, description="between two loops that start by themselves"
+    )
     finetune_from_hour: int = Field(default=0, ge=0, le=23, description="UTC; may lie after the end: a night")
     finetune_until_hour: int = Field(default=24, ge=1, le=24, description="UTC, exclusive")
     auto_promote: bool = Field(default=False, description="release what passed its gate without a person")

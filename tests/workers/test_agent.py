@@ -27,17 +27,25 @@ def propose(store: Store, version: str | None) -> None:
 
 
 def test_an_agent_loads_probes_reports_unloads_and_goes(
-    store: Store, processes: Processes, engine: Engine, folders: list[Path], probes: list[Any]
+    store: Store,
+    processes: Processes,
+    engine: Engine,
+    folders: list[Path],
+    probes: list[Any],
+    tmp_path: Path,
 ) -> None:
     """One life: base only, a candidate, its promotion, another, a restart of the engine, the end."""
     first, second = (
         register(store, EMBEDDED_MODEL, *each) for each in zip(folders[:2], probes[:2], strict=True)
     )
     engine.load("somebody's", folders[0])
-    agent = start_agent(processes, engine)
+    ready = tmp_path / "ready"
+    ready.write_text("left by an agent that was killed")
+    agent = start_agent(processes, engine, HSCR_READY_FILE=str(ready))
 
     seen = wait_until(lambda: replica(store), seconds=60)
     assert seen.ready
+    wait_until(lambda: ready.exists() and not ready.read_text(), what="a new file that says so")
     assert (seen.model, seen.model_digest, seen.template_digest) == (
         "base", model_digest(EMBEDDED_MODEL), template_digest(EMBEDDED_MODEL),
     )  # fmt: skip
@@ -68,14 +76,17 @@ def test_an_agent_loads_probes_reports_unloads_and_goes(
     wait_until(lambda: (seen := replica(store)) and not seen.ready, what="the outage being reported")
     assert "did not answer" in str(replica(store).problem)
     assert loaded(store) == ()
+    wait_until(lambda: not ready.exists(), what="the file being taken away")
     engine.start()
     wait_until(lambda: loaded(store) == (second.name,), what="everything being loaded again")
     assert replica(store).ready
     assert replica(store).problem is None
+    wait_until(ready.exists, what="the file that says so again")
 
     agent.send_signal(signal.SIGTERM)
     assert agent.wait(15) == 0
     assert replica(store) is None
+    assert not ready.exists()
     assert engine.adapters() == {second.name}, "the engine goes on answering"
 
 
