@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from benchmarks import align
-from benchmarks.aligning.arms import ARMS, DPO, RANDOM, VIEWS, AlignBench
-from hscr.ablate.results import Made
+from benchmarks.aligning.arms import ARMS, DPO, RANDOM, VIEWS, AlignBench, judged
 from hscr.ablate.run import Task
+from hscr.ablate.sources import Asked
 from hscr.ablate.suites import HSCR
 from hscr.models.phantom.language import parse_answer
 from hscr.records import PreferenceRecord
 
-OPTIONS = Namespace(seeds=1, jobs=1, records=60, steps=2, images=4, dependence=4, nll_weight=5.0, plot=None)
+OPTIONS = Namespace(seeds=1, jobs=1, records=40, steps=1, images=3, dependence=2, nll_weight=5.0, plot=None)
 
 
 class Ran(Namespace):
@@ -41,38 +41,57 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     return kept
 
 
-def made(ran: Ran, setting: str, name: str) -> tuple[PreferenceRecord, ...]:
-    bench = ran.benches[setting]
-    arm = next(arm for arm in ARMS if arm.name == name)
-    config = bench.setting.arm(arm, 0).generate
-    found: Made = bench._made(arm, config, 0, bench._sources(0), lambda _share: None)
-    return found.records
+@pytest.fixture(scope="module")
+def sources(ran: Ran) -> dict[str, list[Asked]]:
+    """What each setting starts from."""
+    return {name: bench._sources(0) for name, bench in ran.benches.items()}
+
+
+Records = tuple[PreferenceRecord, ...]
+
+
+@pytest.fixture(scope="module")
+def made(ran: Ran, sources: dict[str, list[Asked]]) -> dict[tuple[str, str], Records]:
+    """By setting and arm, what it was trained on."""
+    return {
+        (setting, arm.name): bench._made(
+            arm, bench.setting.arm(arm, 0).generate, 0, sources[setting], lambda _share: None
+        ).records
+        for setting, bench in ran.benches.items()
+        for arm in ARMS
+        if arm.name in {HSCR, RANDOM, DPO}
+    }
 
 
 @pytest.mark.parametrize("setting", align.SETTINGS)
-def test_arms_share_questions_and_preferred_answers(ran: Ran, setting: str) -> None:
-    method = made(ran, setting, HSCR)
+def test_arms_share_questions_and_preferred_answers(
+    ran: Ran, made: dict[tuple[str, str], Records], setting: str
+) -> None:
+    method = made[setting, HSCR]
     asked = [(record.id, record.question, record.chosen) for record in method]
     for name in (RANDOM, DPO):
-        assert [(record.id, record.question, record.chosen) for record in made(ran, setting, name)] == asked
+        assert [(record.id, record.question, record.chosen) for record in made[setting, name]] == asked
     runs = ran.done[setting]
     assert {runs[arm.name, 0].records for arm in ARMS[1:]} == {len(method)}
     budgets = {json.dumps({**runs[arm.name, 0].identity}.get("steps")) for arm in ARMS[1:]}
-    assert budgets == {"2"}
+    assert budgets == {"1"}
 
 
-def test_dpo_has_the_most_dispreferred_answer_alone(ran: Ran) -> None:
-    for whole, pair in zip(made(ran, "online", HSCR), made(ran, "online", DPO), strict=True):
+def test_dpo_has_the_most_dispreferred_answer_alone(made: dict[tuple[str, str], Records]) -> None:
+    assert any(len(record.rejected) > 1 for record in made["online", HSCR])
+    for whole, pair in zip(made["online", HSCR], made["online", DPO], strict=True):
         assert pair.rejected == (min(whole.rejected, key=lambda answer: answer.similarity),)
 
 
-def test_random_negatives_answer_other_questions_of_the_kind(ran: Ran) -> None:
-    sources = {each.source.id: each for each in ran.benches["online"]._sources(0)}
-    drawn = [record for record in made(ran, "online", RANDOM) if record.method == RANDOM]
+def test_random_negatives_answer_other_questions_of_the_kind(
+    sources: dict[str, list[Asked]], made: dict[tuple[str, str], Records]
+) -> None:
+    asked = {each.source.id: each for each in sources["online"]}
+    drawn = [record for record in made["online", RANDOM] if record.method == RANDOM]
     assert drawn
     for record in drawn:
-        kind = sources[record.source].example.kind
-        others = {e.source.chosen for e in sources.values() if e.example.kind == kind} - {record.chosen}
+        kind = asked[record.source].example.kind
+        others = {e.source.chosen for e in asked.values() if e.example.kind == kind} - {record.chosen}
         assert {answer.text for answer in record.rejected} <= others
         right = parse_answer(kind, record.chosen)
         assert right not in {parse_answer(kind, answer.text) for answer in record.rejected}
@@ -80,14 +99,14 @@ def test_random_negatives_answer_other_questions_of_the_kind(ran: Ran) -> None:
         assert ranks == sorted(ranks, reverse=True)
 
 
-def test_the_reviewer_leaves_right_answers_and_corrects_wrong_ones(ran: Ran) -> None:
-    bench = ran.benches["online"]
-    sources = bench._sources(0)
-    for each in sources:
+def test_the_reviewer_leaves_right_answers_and_corrects_wrong_ones(sources: dict[str, list[Asked]]) -> None:
+    (first, *_), asked = sources["online"], sources["online"]
+    assert len(asked) == OPTIONS.records
+    for each in asked:
         right = parse_answer(each.example.kind, each.example.answer)
         assert parse_answer(each.example.kind, each.source.chosen) == right
-    assert len(sources) == OPTIONS.records
-    assert any(each.source.chosen == each.example.answer for each in sources)
+    assert judged(first, first.example.answer.upper()).source.chosen == first.example.answer.upper()
+    assert judged(first, "Nothing of the kind.").source.chosen == first.example.answer
 
 
 def test_training_moves_every_arm_and_views_are_told_apart(ran: Ran) -> None:
@@ -107,7 +126,7 @@ def test_a_line_per_setting_pairs_each_arm_with_the_base(ran: Ran) -> None:
     assert [line["setting"] for line in ran.lines] == ["paper", "online"]
     for line in json.loads(json.dumps(ran.lines)):
         assert line["seeds"] == 1
-        assert line["questions"] > line["images"] == 4
+        assert line["questions"] > line["images"] == 3
         base = line["arms"]["base"]["macro_score"]["mean"]
         for arm in ARMS[1:]:
             macro = line["arms"][arm.name]["macro_score"]
