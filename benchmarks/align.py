@@ -10,7 +10,8 @@ the development split. Questions of the test split are asked once everything is 
 - base: the model without an adapter, the same under all seeds
 - SFT: the NLL per token of the preferred answers, and nothing else
 - random negatives: HSCR's loss; as many dispreferred answers as HSCR has, but preferred answers to other
-  questions of the same kind that say something else, drawn uniformly and ordered by similarity
+  questions of the same kind that say something else, drawn uniformly and ordered by similarity (fewer where
+  there are fewer; HSCR's where all questions of the kind have one answer)
 - DPO: Eq. 2, -log σ(γ(r_w - r_l)), on one pair a record: the preferred answer and the least similar, most
   dispreferred of HSCR's
 - explicit, implicit: HSCR's loss with L_E or L_I alone (Eqs. 5, 6); where a record has one level L_I is 0
