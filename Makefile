@@ -4,7 +4,7 @@ PY := .venv/bin/python
 LOCKS := requirements/torch-cpu.txt requirements/torch-cuda.txt requirements/install.sh pyproject.toml
 
 .PHONY: help demo up test test-vllm test-demo test-faults test-chart images test-images bench-training bench-generation \
-	bench-swap bench-jobs check format lock clean
+	bench-swap bench-jobs bench-align check format lock clean
 
 help: ## List the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench-training: .venv/dev ## A preference-training step against TRL's on all pai
 
 bench-generation: .venv/dev ## Contrastive decoding against VCD's loop and the strongest batch of transformers
 	@$(KEEP_MEMORY) $(PY) -m benchmarks.generation --plot docs/benchmarks/generation.png $(ARGS)
+
+bench-align: .venv/dev ## HSCR against SFT, DPO and random negatives on phantoms; SEEDS=3; goes on where it was killed
+	@OMP_NUM_THREADS=1 $(PY) -m benchmarks.align --seeds $(or $(SEEDS),3) --plot docs/benchmarks/align.png $(ARGS)
 
 bench-swap: .venv/dev .venv-vllm/ready ## Releases and rollbacks under traffic on two vLLM engines; SABOTAGE=reuse-name|no-drain|flip-first
 	@$(PY) -m benchmarks.swap $(if $(SABOTAGE),--sabotage $(SABOTAGE)) $(ARGS)

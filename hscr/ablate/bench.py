@@ -20,7 +20,7 @@ from hscr.ablate.setting import Setting
 from hscr.ablate.sources import Asked, asked
 from hscr.ablate.suites import EXTERNAL, Arm
 from hscr.answers import answer
-from hscr.config import FinetuneConfig, GenerateConfig
+from hscr.config import EvaluateConfig, FinetuneConfig, GenerateConfig
 from hscr.contrast.generate import Skipped, generate
 from hscr.evaluate.suites import Suite, load_suite
 from hscr.learn.trainer import FinetuneResult, finetune
@@ -86,22 +86,30 @@ class Bench:
 
     def _base(self, _arm: Arm, _seed: int, identity: dict[str, Any], _on_progress: Progress) -> ArmRun:
         started = time.monotonic()
-        answered = answer(self.vlm, None, self.suite, self.setting.loop.evaluate)
-        return ArmRun(identity=identity, **answered._asdict(), seconds=time.monotonic() - started)
+        answered = self._answers(None, self.setting.loop.evaluate)
+        return ArmRun(identity=identity, **answered, seconds=time.monotonic() - started)
+
+    def _sources(self, seed: int) -> list[Asked]:
+        """What all arms of a seed are trained on the right answers of."""
+        return list(asked(self.setting, seed))
+
+    def _answers(self, adapter: str | None, config: EvaluateConfig) -> dict[str, Any]:
+        """The fields of an `ArmRun` that say how a version answers."""
+        return answer(self.vlm, adapter, self.suite, config)._asdict()
 
     def _trained(self, arm: Arm, seed: int, identity: dict[str, Any], on_progress: Progress) -> ArmRun:
         started, config = time.monotonic(), self.setting.arm(arm, seed)
-        sources = list(asked(self.setting, seed))
+        sources = self._sources(seed)
         made = self._made(arm, config.generate, seed, sources, _part(on_progress, 0, _GENERATED))
         with tempfile.TemporaryDirectory() as aside:
             adapter = Path(aside) / "adapter"
             then = _part(on_progress, _GENERATED, _TRAINED)
             result = self._train(config.finetune, made.records, sources, adapter, then)
             with attached(self.vlm, adapter, _ARM) as name:
-                answered = answer(self.vlm, name, self.suite, config.evaluate)
+                answered = self._answers(name, config.evaluate)
         return ArmRun(
             identity=identity,
-            **answered._asdict(),
+            **answered,
             probability={r.source: fmean(y.mean_probability for y in r.rejected) for r in made.records},
             levels=dict(sorted(Counter(len(record.rejected) for record in made.records).items())),
             skipped=made.skipped,

@@ -37,7 +37,7 @@ def external(
         if not ranked:
             yield Skipped(each.source.id, "No wrong answer is far enough from the right one.")
             continue
-        probable = _mean_probabilities(vlm, each, [texts[index] for index in ranked])
+        probable = mean_probabilities(vlm, each, [texts[index] for index in ranked])
         rejected = [
             Response(text=texts[index], similarity=scores[index], mean_probability=probability)
             for index, probability in zip(ranked, probable, strict=True)
@@ -46,7 +46,7 @@ def external(
 
 
 @torch.inference_mode()
-def _mean_probabilities(vlm: VLM, each: Asked, texts: Sequence[str]) -> list[float]:
+def mean_probabilities(vlm: VLM, each: Asked, texts: Sequence[str]) -> list[float]:
     """exp(mean token log p) of each text with the whole image, under the base model."""
     visual = vlm.encode({"image": each.image})["image"]
     context = vlm.prefill(vlm.embed([vlm.prompt_ids(each.source.question)], [visual]))

@@ -49,7 +49,7 @@ def markdown(found: Findings, plot: str) -> str:
         "The paper's orderings": _orderings(found),
     }
     picture = f"![scores of the arms with their intervals]({plot})"
-    shown = [f"**{title}**\n\n{_piped(cells)}" for title, cells in tables.items()]
+    shown = [f"**{title}**\n\n{piped(cells)}" for title, cells in tables.items()]
     return "\n\n".join([f"# {_title(found)}", _budget(found), picture, *shown, _NOTES]) + "\n"
 
 
@@ -83,14 +83,14 @@ def _means(found: Findings) -> Cells:
 
 def _scores(found: Findings, names: Sequence[str]) -> Cells:
     header = ["arm", *(METRICS[name].label for name in names)]
-    rows = [[arm.label, *(_spread(arm.scores.get(name), "") for name in names)] for arm in found.arms]
+    rows = [[arm.label, *(spread(arm.scores.get(name), "") for name in names)] for arm in found.arms]
     return [header, *rows]
 
 
 def _differences(found: Findings, names: Sequence[str]) -> Cells:
     header = ["arm", *(METRICS[name].label for name in names)]
     others = [arm for arm in found.arms if arm.name != HSCR]
-    return [header, *([arm.label, *(_spread(arm.differences.get(name)) for name in names)] for arm in others)]
+    return [header, *([arm.label, *(spread(arm.differences.get(name)) for name in names)] for arm in others)]
 
 
 def _trained(found: Findings) -> Cells:
@@ -120,7 +120,7 @@ def _orderings(found: Findings) -> Cells:
     """Each ordering of the paper and what becomes of it; pairs it has no one ordering of come last."""
     labels = {arm.name: arm.label for arm in found.arms}
     rows = [
-        [f"{claim.metric}: {labels[claim.better]} > {labels[claim.worse]}", _spread(gap), finding.value]
+        [f"{claim.metric}: {labels[claim.better]} > {labels[claim.worse]}", spread(gap), finding.value]
         for claim, finding, gap in ((each.claim, each.finding, each.difference) for each in found.orderings)
     ]
     unclear = [
@@ -134,7 +134,7 @@ def _number(value: Interval | None) -> str:
     return _NONE if value is None else f"{value.mean:.3f}"
 
 
-def _spread(value: Interval | None, sign: str = "+") -> str:
+def spread(value: Interval | None, sign: str = "+") -> str:
     if value is None:
         return _NONE
     mean, low, high = (f"{number:{sign}.3f}" for number in (value.mean, value.low, value.high))
@@ -150,7 +150,7 @@ def _table(title: str, cells: Cells) -> Table:
     return table
 
 
-def _piped(cells: Cells) -> str:
+def piped(cells: Cells) -> str:
     header, *rows = cells
     rule = ["---", *("---:" for _ in header[1:])]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))

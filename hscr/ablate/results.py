@@ -28,6 +28,9 @@ class ArmRun(Record):
     identity: dict[str, Any] = Field(description="everything that the answers depend on")
     answers: dict[str, str] = Field(description="greedy, by item of the suite")
     dependence: dict[str, float] = Field(description="visual dependence of true answers, nats by item")
+    views: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="greedy answers under other pictures, by view and item"
+    )
     probability: dict[str, float] = Field(
         default_factory=dict,
         description="by source: mean over its dispreferred answers of their mean token probability under "

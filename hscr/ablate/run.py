@@ -52,7 +52,7 @@ def ablate(
     tasks = [Task(arm, seed) for seed in range(seeds) for name in suites for arm in SUITES[name].arms]
     distinct = list({task.key: task for task in tasks}.values())
     bench = Bench(VLM.load(model), setting, out)
-    runs = {task.key: run for task, run in _run_all(bench, model, distinct, jobs, on_progress)}
+    runs = {task.key: run for task, run in run_all(bench, model, distinct, jobs, on_progress)}
     found = []
     for name in suites:
         ablation = SUITES[name]
@@ -69,8 +69,12 @@ def _write(found: Findings, folder: Path) -> None:
     (folder / TABLE).write_text(markdown(found, PLOT), encoding="utf-8")
 
 
-def _run_all(
-    bench: Bench, model: Path, tasks: Sequence[Task], jobs: int, on_progress: Progress
+def run_all(
+    bench: Bench,
+    model: Path,
+    tasks: Sequence[Task],
+    jobs: int,
+    on_progress: Progress = lambda _done, _total, _what: None,
 ) -> Iterator[tuple[Task, ArmRun]]:
     """What has been run, and then the rest as it ends."""
     known = [task for task in tasks if bench.has_run(*task)]
@@ -95,7 +99,10 @@ def _run_elsewhere(
     """In the order in which they end."""
     # A forked child would inherit the locks of torch's threads.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(_elsewhere, model, bench.setting, bench.folder, task): task for task in tasks}
+        waiting = {
+            pool.submit(_elsewhere, type(bench), model, bench.setting, bench.folder, task): task
+            for task in tasks
+        }
         try:
             for ended in as_completed(waiting):
                 yield waiting[ended], ended.result()
@@ -103,11 +110,11 @@ def _run_elsewhere(
             pool.shutdown(cancel_futures=True)
 
 
-def _elsewhere(model: Path, setting: Setting, folder: Path, task: Task) -> ArmRun:
-    return _bench(model, setting, folder).run(task.arm, task.seed)
+def _elsewhere(kind: type[Bench], model: Path, setting: Setting, folder: Path, task: Task) -> ArmRun:
+    return _bench(kind, model, setting, folder).run(task.arm, task.seed)
 
 
 @cache
-def _bench(model: Path, setting: Setting, folder: Path) -> Bench:
+def _bench(kind: type[Bench], model: Path, setting: Setting, folder: Path) -> Bench:
     """One per process: loading a model takes longer than asking it."""
-    return Bench(VLM.load(model), setting, folder)
+    return kind(VLM.load(model), setting, folder)

@@ -3,7 +3,7 @@
 import io
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -39,8 +39,13 @@ def asked(setting: Setting, seed: int) -> Iterator[Asked]:
     """
     images = -(-setting.records // min(setting.questions, _LEAST_QUESTIONS))
     examples = sample_examples(MIXES[setting.mix], "train", images, _FIRST_SEED + seed, setting.questions)
+    yield from pictured(itertools.islice(examples, setting.records))
+
+
+def pictured(examples: Iterable[Example]) -> Iterator[Asked]:
+    """Each example with its image as the gateway prepares it."""
     picture = lru_cache(maxsize=2)(_photograph)
-    for example in itertools.islice(examples, setting.records):
+    for example in examples:
         image_digest, image = picture(example.phantom)
         source = PreferenceSource(
             id=example.id,
