@@ -22,6 +22,8 @@ from hscr.models.vlm import VLM
 
 Progress = Callable[[float, int, str], None]
 """Called with arms done (a fraction while one runs), arms in all, and what is running."""
+Kind = Callable[[VLM, Setting, Path], Bench]
+"""A class of benches: what another process makes its own of."""
 TABLE, RESULTS, PLOT = "table.md", "results.json", "plot.png"
 
 
@@ -110,11 +112,11 @@ def _run_elsewhere(
             pool.shutdown(cancel_futures=True)
 
 
-def _elsewhere(kind: type[Bench], model: Path, setting: Setting, folder: Path, task: Task) -> ArmRun:
+def _elsewhere(kind: Kind, model: Path, setting: Setting, folder: Path, task: Task) -> ArmRun:
     return _bench(kind, model, setting, folder).run(task.arm, task.seed)
 
 
 @cache
-def _bench(kind: type[Bench], model: Path, setting: Setting, folder: Path) -> Bench:
+def _bench(kind: Kind, model: Path, setting: Setting, folder: Path) -> Bench:
     """One per process: loading a model takes longer than asking it."""
     return kind(VLM.load(model), setting, folder)
