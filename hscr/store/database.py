@@ -80,6 +80,12 @@ class Database:
             with disk_errors(), writer.begin():
                 yield writer
 
+    @property
+    def folders(self) -> list[Path]:
+        """Where the rows are, as far as that is on this machine."""
+        local = self.url.get_backend_name() == "sqlite" and self.url.database
+        return [Path(local).parent] if local else []
+
     def close(self) -> None:
         self._engine.dispose()
 

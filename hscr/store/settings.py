@@ -5,7 +5,6 @@ from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy.engine import make_url
 
 
 def _secrets() -> Path | None:
@@ -36,13 +35,6 @@ class StoreSettings(BaseSettings):
     @property
     def database(self) -> str:
         return self.database_url or f"sqlite:///{self.home / 'hscr.db'}"
-
-    @property
-    def folders(self) -> list[Path]:
-        """Where rows and bytes are, as far as that is on this machine."""
-        url = make_url(self.database)
-        rows = [Path(url.database)] if url.get_backend_name() == "sqlite" and url.database else []
-        return [self.blobs, *(file.parent for file in rows)]
 
     @property
     def blobs(self) -> Path:

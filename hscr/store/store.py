@@ -34,7 +34,7 @@ class Store:
     def open(cls, settings: StoreSettings) -> Self:
         """Raises SchemaOutdated, StoreError."""
         database = Database(settings.database)
-        disk = Disk(*settings.folders, reserve=settings.min_free_bytes)
+        disk = Disk(settings.blobs, *database.folders, reserve=settings.min_free_bytes)
         try:
             database.check_revision()
         except SchemaOutdated:
