@@ -49,7 +49,8 @@ def test_an_answer_that_cannot_be_kept_ends_with_an_error_and_the_gateway_recove
 ):
     with on_postgres.stream("/v1/vqa", LONG) as events:
         assert next(events)[0] == "delta"
-        postgres.kill()
+        with standing_still(engine):
+            postgres.kill()
         told = list(events)
     event, data, _ = told[-1]
     problem = json.loads(data)
@@ -60,7 +61,7 @@ def test_an_answer_that_cannot_be_kept_ends_with_an_error_and_the_gateway_recove
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
 
     postgres.start()
-    wait_until(lambda: on_postgres.ask().status_code == 200, what="the gateway serving again")
+    wait_until(lambda: on_postgres.ask().status_code == 200, seconds=90, what="the gateway serving again")
     assert len(store.answers.page()) == 1
     logged = "".join(capfd.readouterr())
     assert PASSWORD not in logged + data + refused.text
