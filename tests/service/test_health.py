@@ -83,7 +83,7 @@ def test_what_nobody_meant_is_a_problem_without_internals(gateway, store):
     with store.database.write() as connection:
         connection.exec_driver_sql("ALTER TABLE answers RENAME TO elsewhere")
     away = gateway.get(f"/v1/answers/{answer.id}")
-    assert (away.status_code, away.json()["type"]) == (503, "/problems/store-error")
+    assert (away.status_code, away.json()["type"]) == (503, "/problems/database-unavailable")
     assert "SELECT" not in away.text
 
 

@@ -30,6 +30,7 @@ ROUTES = [
     (Role.REVIEWER, "GET", "/v1/jobs/x"),
     (Role.REVIEWER, "GET", "/v1/jobs/x/events"),
     (Role.REVIEWER, "DELETE", "/v1/jobs/x"),
+    (Role.REVIEWER, "POST", "/v1/jobs/x/retry"),
     (Role.REVIEWER, "GET", "/v1/adapters"),
     (Role.REVIEWER, "GET", "/v1/evaluations"),
     (Role.REVIEWER, "GET", "/v1/evaluations/x"),
@@ -41,6 +42,7 @@ ROUTES = [
     (Role.OPERATOR, "POST", "/v1/adapters/end-canary"),
     (Role.OPERATOR, "POST", "/v1/adapters/rollback"),
     (Role.OPERATOR, "DELETE", "/v1/studies/x"),
+    (Role.OPERATOR, "GET", "/v1/studies/x"),
 ]
 OPEN = {"/livez", "/readyz", "/metrics", "/problems/{slug}"}
 RANK = [Role.CLIENT, Role.REVIEWER, Role.OPERATOR]

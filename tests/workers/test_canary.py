@@ -41,7 +41,7 @@ def services(settings: WorkerSettings, store: Store) -> Services:
 def report(store: Store, *loaded: str) -> None:
     standing = Replica(
         id="one", address="http://127.0.0.1:9", model="m", model_digest="d", engine="e/1", ready=True,
-        numeric_mode="cpu/float32", template_digest="t", loaded=loaded, seen_at=now() + timedelta(hours=1),
+        numeric_mode="cpu/float32", template_digest="t", loaded=loaded, seen_at=now(),
     )  # fmt: skip
     store.releases.report_replica(standing)
 

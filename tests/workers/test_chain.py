@@ -209,7 +209,8 @@ def test_a_killed_evaluation_asks_only_what_it_has_no_answer_to(
     had = kept()
     wait_until(lambda: not engine.metric("vllm:num_requests_running"), what="the end of its requests")
     before = answered()
-    wait_until(lambda: store.jobs.resend(unclaimed_for=timedelta(hours=1)), what="the lease's end")
+    terms = {"unclaimed_for": timedelta(hours=1), "silent_for": timedelta(seconds=5)}
+    wait_until(lambda: store.jobs.resend(**terms), what="the lease's end")
     processes.worker("evaluate", HSCR_MODEL_PATH=MODEL)
     resumed, between = evaluated(job), answered()
     whole = evaluated(submit(store, payload))

@@ -61,7 +61,8 @@ def test_a_killed_fine_tune_goes_on_to_the_same_bytes(store: Store, processes: P
     wait_until(lambda: checkpoint(store, job), seconds=120, what="the first checkpoint")
     kill_child(first.pid)
     first.kill()
-    wait_until(lambda: store.jobs.resend(unclaimed_for=timedelta(hours=1)), what="the lease's end")
+    terms = {"unclaimed_for": timedelta(hours=1), "silent_for": timedelta(seconds=5)}
+    wait_until(lambda: store.jobs.resend(**terms), what="the lease's end")
     left = checkpoint(store, job)
     assert left is not None
 

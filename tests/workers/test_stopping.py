@@ -57,7 +57,8 @@ def test_a_worker_that_cannot_hand_back_its_job_is_ended_by_force(store: Store, 
     assert worker.wait(60) == FORCED
     wait_until(lambda: not alive(child), what="the child's end")
     assert "ended by force: it was asked again" in processes.logs()
-    wait_until(lambda: store.jobs.resend(unclaimed_for=timedelta(hours=1)), what="the lease's end")
+    terms = {"unclaimed_for": timedelta(hours=1), "silent_for": timedelta(seconds=5)}
+    wait_until(lambda: store.jobs.resend(**terms), what="the lease's end")
 
     worker, child = stuck("0.5")
     assert worker.wait(60) == FORCED
