@@ -139,24 +139,25 @@ def test_a_zombie_neither_takes_over_nor_spoils(store: Store) -> None:
     terms = Terms(timedelta(seconds=30), heartbeat_seconds=1, timeout_seconds=60)
     job = store.jobs.submit(Job(kind=JobKind.FINETUNE))
 
-    def attempt(lease: float) -> Lease:
-        claimed = store.jobs.claim(job.id, "worker", timedelta(seconds=lease))
+    def attempt() -> Lease:
+        store.jobs.resend(unclaimed_for=timedelta(hours=1), silent_for=timedelta())  # whoever has it is dead
+        claimed = store.jobs.claim(job.id, "worker", timedelta(seconds=30))
         assert claimed is not None
         return Lease(store, claimed, terms)
 
-    first = attempt(-1)
+    first = attempt()
     zombie = Kept.take_over(store, first)
     zombie.begin(["a", "b"])
     (zombie.steps / "checkpoint-5").mkdir(parents=True)
 
-    kept = Kept.take_over(store, attempt(-1))
+    kept = Kept.take_over(store, attempt())
     assert kept.records() == ["a", "b"]
     assert [path.name for path in kept.steps.iterdir()] == ["checkpoint-5"]
     with pytest.raises(LeaseLost):
         Kept.take_over(store, first)
     (zombie.steps / "checkpoint-9").mkdir(parents=True)
 
-    last = attempt(30)
+    last = attempt()
     assert [path.name for path in Kept.take_over(store, last).steps.iterdir()] == ["checkpoint-5"]
     kept_for = store.blobs.root / "checkpoints"
     assert [path.name for path in (kept_for / job.id).iterdir()] == ["3"]
