@@ -28,6 +28,7 @@ def sweep(services: Services) -> None:
         unclaimed_for=timedelta(seconds=settings.unclaimed_seconds), silent_for=settings.lease
     )
     fault_point("sweep.resent")
+    store.releases.drop_expired_leases()
     _drop_candidate(store)
     expired = store.answers.expire_images()
     if expired:

@@ -224,6 +224,11 @@ class Releases:
             _pointer(connection, lock=True)  # `retire` sees the lease, or whoever leases sees what it retired
             put(connection, version_leases, holder=holder, version=version, expires_at=now() + duration)
 
+    def drop_expired_leases(self) -> None:
+        """Of attempts that died; they hold nothing any more."""
+        with self._database.write() as connection:
+            connection.execute(delete(version_leases).where(version_leases.c.expires_at < now()))
+
     def release_leases(self, holder: str) -> None:
         with self._database.write() as connection:
             connection.execute(delete(version_leases).where(version_leases.c.holder == holder))
