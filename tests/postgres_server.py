@@ -75,7 +75,8 @@ class PostgresServer:
         options = {
             "listen_addresses": "127.0.0.1", "port": str(self.port),
             "unix_socket_directories": str(self._folder),
-            "fsync": durable, "synchronous_commit": durable, "full_page_writes": durable,
+            # On in any case: it keeps a commit over `kill`, and fsync over a power cut.
+            "fsync": durable, "synchronous_commit": "on", "full_page_writes": durable,
             "max_connections": "200", "shared_buffers": "64MB", "log_line_prefix": "%m %a ",
         }  # fmt: skip
         settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]

@@ -56,4 +56,4 @@ def test_no_job_is_claimed_twice_and_none_is_left(
     assert states == [(JobState.RUNNING, 1)]
     assert events == wanted
     for number, mine in enumerate(claimed):
-        assert {owners[job_id] for job_id in mine} == {f"process-{number}"}
+        assert {owners[job_id] for job_id in mine} <= {f"process-{number}"}
