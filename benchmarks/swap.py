@@ -161,9 +161,7 @@ def _values(
     during = [
         one.ttft
         for one in asked
-        if one.ttft
-        and any(a <= one.start < b for a, b in windows)
-        and not any(a <= one.start < b for a, b in killed)
+        if one.ttft and _within(one.start, windows) and not _within(one.start, killed)
     ]
     return {
         "requests": counted.requests,

@@ -2,7 +2,6 @@
 finds its images by itself."""
 
 import json
-import os
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
@@ -13,6 +12,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
+
+from hscr.durable import sync
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 """how Hugging Face's `datasets` stores an image"""
@@ -82,9 +83,9 @@ def write_table(
 
 def commit(aside: Path, path: Path) -> None:
     """Give a finished file its name, durably."""
-    _flush(aside)
+    sync(aside)
     aside.replace(path)
-    _flush(path.parent)
+    sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -110,14 +111,6 @@ def _feature(kind: pa.DataType) -> Any:
         return {"feature": inner, "_type": "Sequence"} if "_type" in inner else [inner]
     names = {pa.float64(): "float64", pa.timestamp("us", tz="UTC"): "timestamp[us, tz=UTC]"}
     return {"dtype": names.get(kind, str(kind)), "_type": "Value"}
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:

@@ -65,14 +65,12 @@ stopping = threading.Event()
 @cache
 def services() -> Services:
     """Opened once per worker process, when it starts."""
-    settings = WorkerSettings()
     return Services(settings, Store.open(settings), Gpu(settings))
 
 
 def _run(body: Callable[[Services, Lease], Done]) -> Callable[[str], None]:
     def run(job_id: str) -> None:
         present = services()
-        settings = present.settings
         terms = Terms(settings.lease, settings.heartbeat_seconds, settings.job_timeout_seconds, stopping)
         run_job(present.store, job_id, partial(body, present), terms)
         drop_ended(present.store)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback
 
+from hscr.durable import sync
 from hscr.errors import Conflict
 
 _MANIFEST, _ASIDE = "manifest.json", "aside"
@@ -79,13 +79,13 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]  # transformers ships 
         manifest = {"identity": self._identity, "files": _digests(written)}
         (written / _MANIFEST).write_text(json.dumps(manifest, sort_keys=True))
         for path in (*written.rglob("*"), written):
-            _sync(path)
+            sync(path)
         before = list(self.folder.glob("checkpoint-*"))
         target = self.folder / written.name
         if target in before:  # one that was passed over
             shutil.rmtree(target)
         written.rename(target)
-        _sync(self.folder)
+        sync(self.folder)
         for path in before:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -122,11 +122,3 @@ def _digest(path: Path) -> str:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != _MANIFEST)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from hscr.durable import sync
 from hscr.errors import NotFound, StoreError
 from hscr.faults import fault_point
 from hscr.store.disk import disk_errors
@@ -101,11 +102,11 @@ class Blobs:
         with self._written_aside() as aside:
             _copy(source, aside)
             for path in (*_files(aside), aside):
-                _sync(path)
+                sync(path)
             fault_point("folder.copied")
             (aside / READY).write_text(digest)
-            _sync(aside / READY)
-            _sync(aside)
+            sync(aside / READY)
+            sync(aside)
             if target.exists():
                 target.rename(self._aside())  # swept later; what an engine has open stays readable
             fault_point("folder.aside")
@@ -123,7 +124,7 @@ class Blobs:
         """Replace a small file beside the blobs; whoever reads it sees the old one or the new one."""
         with self._written_aside() as aside:
             aside.write_bytes(data)
-            _sync(aside)
+            sync(aside)
             _publish(aside, self.root / name)
 
     def folder(self, digest: str) -> Path:
@@ -183,15 +184,7 @@ def _files(folder: Path) -> list[Path]:
 def _publish(aside: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     aside.rename(target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(target.parent)
 
 
 def _missing(digest: str) -> NotFound:

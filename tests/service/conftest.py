@@ -2,6 +2,8 @@
 
 import base64
 import re
+import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -202,6 +204,16 @@ class Gateway:
             version, actor="test", reason="test", override=True, replicas_seen=timedelta(seconds=FOREVER)
         )
         self.epoch_seen()
+
+
+@contextmanager
+def standing_still(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Alive and silent, so that what it does cannot end meanwhile."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Two copies of the gateway, as processes of their own on one store: they agree on what serves, at once."""
 
-import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +16,17 @@ from hscr.records import now
 from hscr.store.releases import add_adapter
 from hscr.store.tables import gateways
 from service.settings import GatewaySettings
-from tests.service.conftest import FOREVER, IMAGE, QUESTION, VERSIONS, adapter, b64, idle, replica
+from tests.service.conftest import (
+    FOREVER,
+    IMAGE,
+    QUESTION,
+    VERSIONS,
+    adapter,
+    b64,
+    idle,
+    replica,
+    standing_still,
+)
 from tests.service.scripted import ScriptedEngine, scripted
 from tests.service.test_process import free_port
 from tests.waiting import wait_until
@@ -162,15 +171,12 @@ def test_a_copy_that_slept_over_a_rollback_and_cannot_see_the_pointer_answers_no
     promote(store, B)
     wait_until(lambda: agreed(store), what="both copies at B")
     awake, frozen = copies
-    frozen.process.send_signal(signal.SIGSTOP)
-    try:
+    with standing_still(frozen.process):
         assert awake.post("/v1/adapters/rollback", {"reason": "worse"}).json()["active"] == A
         stale = timedelta(seconds=GatewaySettings().pointer_stale)
         wait_until(lambda: oldest_heartbeat(store) > stale, what="the frozen copy's age")
         assert not idle(store, B)
         rename(store, "pointer", "elsewhere")
-    finally:
-        frozen.process.send_signal(signal.SIGCONT)
     refused = frozen.post("/v1/vqa", BODY)
     assert (refused.status_code, refused.json()["type"]) == (503, "/problems/pointer-stale")
     assert engine.exchanges == []

@@ -1,14 +1,12 @@
 """A gateway on PostgreSQL, whose server goes away and comes back while an answer is streamed."""
 
 import json
-import signal
-from contextlib import contextmanager
 
 import pytest
 
 from hscr.store.settings import StoreSettings
 from tests.postgres_server import PASSWORD
-from tests.service.conftest import equip
+from tests.service.conftest import equip, standing_still
 from tests.service.test_streams import LONG
 from tests.waiting import wait_until
 
@@ -16,15 +14,6 @@ from tests.waiting import wait_until
 @pytest.fixture
 def settings(tmp_path, postgres):
     return StoreSettings(home=tmp_path / "home", database_url=postgres.migrated())
-
-
-@contextmanager
-def standing_still(engine):
-    engine.process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        engine.process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture
@@ -36,7 +25,7 @@ def on_postgres(serve, store, engine, settings):
 def test_an_answer_survives_a_restart_of_the_database(on_postgres, store, engine, postgres):
     with on_postgres.stream("/v1/vqa", LONG) as events:
         assert next(events)[0] == "delta"
-        with standing_still(engine):
+        with standing_still(engine.process):
             postgres.kill()
             postgres.start()
         event, data, _ = list(events)[-1]
@@ -49,7 +38,7 @@ def test_an_answer_that_cannot_be_kept_ends_with_an_error_and_the_gateway_recove
 ):
     with on_postgres.stream("/v1/vqa", LONG) as events:
         assert next(events)[0] == "delta"
-        with standing_still(engine):
+        with standing_still(engine.process):
             postgres.kill()
         told = list(events)
     event, data, _ = told[-1]

@@ -1,17 +1,15 @@
 """What happens to answers in flight: clients that leave, engines that die, versions that change."""
 
 import json
-import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import timedelta
 from urllib.parse import urlsplit
 
 import pytest
 
 from tests.engine.conftest import start
-from tests.service.conftest import IMAGE, VERSIONS, Gateway, b64, equip, replica
+from tests.service.conftest import IMAGE, VERSIONS, Gateway, b64, equip, replica, standing_still
 from tests.waiting import wait_until
 
 A, B = VERSIONS
@@ -89,16 +87,6 @@ def test_a_version_goes_only_to_ready_replicas_that_have_it(gateway, store, engi
     assert (lost.status_code, lost.json()["type"]) == (503, "/problems/engine-unavailable")
 
 
-@contextmanager
-def held(engine):
-    """The engine's process stands still, so that an answer cannot end meanwhile."""
-    engine.process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        engine.process.send_signal(signal.SIGCONT)
-
-
 def retired(store, version) -> bool:
     """Whether the replica might unload the version now."""
     return store.releases.retire("engine-0", version, gateways_seen=SEEN)
@@ -116,7 +104,7 @@ def test_a_stream_keeps_its_version_over_a_swap_and_is_counted_to_its_end(gatewa
     gateway.serve_version(A)
     with gateway.stream("/v1/vqa", LONG) as events:
         next(events)
-        with held(engine):
+        with standing_still(engine.process):
             swap_twice(gateway, store)
         event, data, _ = list(events)[-1]
     assert event == "answer"
