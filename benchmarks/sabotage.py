@@ -24,7 +24,7 @@ def _reuse_name() -> None:
     current: dict[str, str] = {}
 
     async def load_over(self: EngineClient, name: str, path: Any) -> None:
-        if current:
+        if any(model.id == _SHARED for model in await models(self)):  # not in one that was killed
             await unload(self, _SHARED)
         current.clear()
         current[_SHARED] = name
@@ -61,8 +61,19 @@ def _no_drain() -> None:
         for name in sorted(undesired):
             await self._engine.unload_adapter(name)
 
+    take_stock = agent.Agent._take_stock
+
+    async def ready_with_active(self: agent.Agent, *, problem: str | None, answers: bool) -> None:
+        active = self._store.releases.pointer().active
+        self._ready |= answers and active in {
+            None,
+            *self._probed,
+        }  # the previous one is not there to wait for
+        await take_stock(self, problem=problem, answers=answers)
+
     releases._desired_names = wanted
     agent.Agent._remove = at_once  # type: ignore[method-assign]
+    agent.Agent._take_stock = ready_with_active  # type: ignore[method-assign]
 
 
 def _flip_first() -> None:
@@ -86,7 +97,10 @@ def main() -> None:
     assert flag == "-m"
     _BREAK[kind]()
     sys.argv = [module, *sys.argv[4:]]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if module in sys.modules:
+        sys.modules[module].main()  # runpy would make a second, unbroken copy of it
+    else:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ PAIRS = LEVELS * (LEVELS + 1) // 2
 CONFIG = FinetuneConfig(
     batch_size=1, epochs=1.0, nll_weight=0.0, pair_reduction="mean", learning_rate=1e-5, warmup_ratio=0.0
 )
+"""of a step on one record"""
 _USE_TRITON = trl.trainer.utils._use_triton
 
 Gradients = dict[str, Tensor]
@@ -65,17 +66,23 @@ def _answer(vlm: VLM, words: list[str]) -> str:
 class Ours:
     """The packed tree, its reference computed once for the epoch."""
 
-    def __init__(self, device: str, count: int, stack: ExitStack) -> None:
+    def __init__(self, device: str, count: int, per_step: int, stack: ExitStack) -> None:
+        self._config = CONFIG.model_copy(update={"batch_size": per_step})
         self.vlm = load(device)
         self.vlm.model.set_attn_implementation({"text_config": ROWS})
         self._pairs = work(self.vlm, count)
         self._folder = stack.enter_context(tempfile.TemporaryDirectory())
-        self._parameters = stack.enter_context(self.vlm.with_lora(CONFIG))
+        self._parameters = stack.enter_context(self.vlm.with_lora(self._config))
 
-    def epoch(self, count: int) -> None:
+    def epoch(self, count: int) -> Callable[[], None]:
+        """What trains on the first records once, reference included."""
         trainer, examples = self._trainer(count)
-        trainer.reference = trainer.compute_reference(examples, lambda: None)
-        trainer.train()
+
+        def run() -> None:
+            trainer.reference = trainer.compute_reference(examples, lambda: None)
+            trainer.train()
+
+        return run
 
     def first(self) -> tuple[float, Gradients]:
         """Loss and gradient on the first record, away from the reference."""
@@ -85,16 +92,17 @@ class Ours:
 
     def _trainer(self, count: int) -> tuple[PreferenceTrainer, list[Any]]:
         pairs = self._pairs[:count]
-        examples = prepare(self.vlm, pairs, CONFIG)
-        arguments = training_arguments(self.vlm, CONFIG, self._folder)
+        examples = prepare(self.vlm, pairs, self._config)
+        arguments = training_arguments(self.vlm, self._config, self._folder)
         pictures = Pictures(self.vlm, openers(pairs))
-        return PreferenceTrainer(self.vlm, examples, pictures, config=CONFIG, arguments=arguments), examples
+        trainer = PreferenceTrainer(self.vlm, examples, pictures, config=self._config, arguments=arguments)
+        return trainer, examples
 
 
 class Trl:
-    """DPOTrainer on all six pairs of a record at once."""
+    """DPOTrainer on all six pairs of a record at once; further records of a step are accumulated."""
 
-    def __init__(self, device: str, count: int, stack: ExitStack, *, compact: bool) -> None:
+    def __init__(self, device: str, count: int, per_step: int, stack: ExitStack, *, compact: bool) -> None:
         vlm = load(device)
         vlm.model.set_attn_implementation("sdpa")
         self._compact, self._rows = compact, exploded(work(vlm, count))
@@ -103,6 +111,7 @@ class Trl:
             output_dir=stack.enter_context(tempfile.TemporaryDirectory()), num_train_epochs=1,
             learning_rate=CONFIG.learning_rate,
             beta=CONFIG.gamma, loss_type=["sigmoid"], max_length=None, per_device_train_batch_size=PAIRS,
+            gradient_accumulation_steps=per_step,
             gradient_checkpointing=False, disable_dropout=True,
             bf16=device == "cuda", use_cpu=device == "cpu",
             train_sampling_strategy="sequential", lr_scheduler_type="cosine", optim="adamw_torch_fused",
@@ -118,10 +127,11 @@ class Trl:
         )
         self._trainer.remove_callback(PrinterCallback)
 
-    def epoch(self, count: int) -> None:
+    def epoch(self, count: int) -> Callable[[], object]:
+        """What trains on the first records once, reference included."""
         self._head()
         self._trainer.train_dataset = self._rows.select(range(PAIRS * count))
-        self._trainer.train()
+        return self._trainer.train
 
     def first(self) -> tuple[float, Gradients]:
         self._head()

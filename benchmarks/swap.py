@@ -29,6 +29,7 @@ from benchmarks.swapping.traffic import Asked, Traffic
 from benchmarks.swapping.versions import Question, versions
 from hscr.client import Client
 from hscr.config import FinetuneConfig
+from hscr.errors import Conflict
 from hscr.records import Job, JobState, Replica, Role
 from hscr.stack import PHANTOM, Ports, Stack
 from hscr.store.database import Database
@@ -51,7 +52,7 @@ async def measure(
     """The whole run against a started stack; the values of the last line."""
     with Client(stack.url, store.keys.create("operator", Role.OPERATOR)[1]) as operator:
         traffic = Traffic(stack.urls, store.keys.create("client", Role.CLIENT)[1], questions)
-        run = _Run(operator, stack, store)
+        run = _Run(operator, stack, store, sabotaged=options.sabotage is not None)
         names = [name for name in questions[0].answers if name != BASE]
         await run.release(names[-1])  # an adapter's answers take longer than the base model's
         await traffic.capacity(_STREAMS, 10)  # warm
@@ -77,11 +78,12 @@ async def measure(
 class _Run:
     """The operator's part: one change after another."""
 
-    def __init__(self, operator: Client, stack: Stack, store: Store) -> None:
+    def __init__(self, operator: Client, stack: Stack, store: Store, *, sabotaged: bool) -> None:
         self.calls: list[tuple[str, str, float, float]] = []
         """kind, version, when it was called for, when the pointer moved"""
         self.killed: list[tuple[float, float]] = []
         self._operator, self._stack, self._store = operator, stack, store
+        self._sabotaged = sabotaged
 
     async def all(self, names: Sequence[str], releases: int, rollbacks: int) -> None:
         every = max(1, releases // max(1, rollbacks))
@@ -112,7 +114,13 @@ class _Run:
 
     async def _rollback(self) -> None:
         called = time.time()
-        pointer = await asyncio.to_thread(self._operator.rollback, reason="bench-swap")
+        try:
+            pointer = await asyncio.to_thread(self._operator.rollback, reason="bench-swap")
+        except Conflict as refused:
+            if not self._sabotaged:
+                raise
+            print(f"  rollback refused: {refused.detail}", flush=True)
+            return
         await self._moved("rollback", pointer.active or BASE, called)
 
     async def _moved(self, kind: str, version: str, called: float) -> None:
@@ -153,8 +161,9 @@ def _values(
     asked: Sequence[Asked], moves: Sequence[Change], counted: Tally, steady: tuple[float, float],
     killed: Sequence[tuple[float, float]],
 ) -> dict[str, Any]:  # fmt: skip
-    def p99(kind: str) -> float:
-        return round(percentile((move.reached - move.called for move in moves if move.kind == kind), 0.99), 3)
+    def p99(kind: str) -> float | None:
+        taken = [move.reached - move.called for move in moves if move.kind == kind]
+        return round(percentile(taken, 0.99), 3) if taken else None
 
     before = [one.ttft for one in asked if steady[0] <= one.start < steady[1] and one.ttft]
     windows = [(move.called, max(move.flipped, move.reached) + SETTLED) for move in moves]

@@ -1,10 +1,11 @@
 """`make bench-training`: a step on one prompt, one image and four answers, against TRL's on its six pairs.
 
 TRL explodes a record into pairs, and each pair carries the prompt, the image and both answers again, for the
-policy and for the reference. Both sides see one record a step, train the same LoRA on the same weights with
-the same loss (the mean over pairs), without gradient checkpointing or truncation, and are timed over whole
-epochs of their own trainers: collation, reference, forward, backward, optimizer. On a CPU TRL is also timed
-with the compaction of its language-model head that it reserves for GPUs; the ratio is to the faster TRL.
+policy and for the reference. Both sides see one record a step (or as many as `--per-step` says, which TRL
+accumulates one by one), train the same LoRA on the same weights with the same loss (the mean over pairs),
+without gradient checkpointing or truncation, and are timed over whole epochs of their own trainers:
+collation, reference, forward, backward, optimizer. On a CPU TRL is also timed with the compaction of its
+language-model head that it reserves for GPUs; the ratio is to the faster TRL.
 """
 
 import argparse
@@ -29,10 +30,11 @@ from benchmarks.sides import LEVELS, TOKENS, Ours, Trl, differences
 from hscr.models.vlm import VLM
 
 
-def timed(epoch: Callable[[int], None], count: int, device: str) -> float:
-    """Seconds of an epoch on so many records."""
+def timed(epoch: Callable[[int], Callable[[], object]], count: int, device: str) -> float:
+    """Seconds of an epoch on so many records, from the first batch on."""
+    run = epoch(count)
     started = time.perf_counter()
-    epoch(count)
+    run()
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
@@ -54,14 +56,14 @@ def floor(vlm: VLM, device: str) -> float:
 def peak(name: str, options: argparse.Namespace) -> int:
     """Bytes that a process of its own holds at most over two steps: device memory on a GPU, else resident."""
     command = [sys.executable, "-m", "benchmarks.training", "--peak-of", name]
-    command += ["--threads", str(options.threads)]
+    command += ["--threads", str(options.threads), "--per-step", str(options.per_step)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.splitlines()[-1])
 
 
-def show_peak(name: str, device: str) -> None:
+def show_peak(name: str, device: str, per_step: int) -> None:
     with ExitStack() as stack:
-        contestant(name, device, 2, stack).epoch(2)
+        contestant(name, device, 2 * per_step, per_step, stack).epoch(2 * per_step)()
     print(torch.cuda.max_memory_allocated() if device == "cuda" else peak_resident())
 
 
@@ -71,32 +73,32 @@ def peak_resident() -> int:
     return int(line.split()[1]) * 1024
 
 
-def contestant(name: str, device: str, count: int, stack: ExitStack) -> Any:
+def contestant(name: str, device: str, count: int, per_step: int, stack: ExitStack) -> Any:
     if name == "ours":
-        return Ours(device, count, stack)
-    return Trl(device, count, stack, compact=name == "trl_compacted")
+        return Ours(device, count, per_step, stack)
+    return Trl(device, count, per_step, stack, compact=name == "trl_compacted")
 
 
 def measure(options: argparse.Namespace, device: str, stack: ExitStack) -> dict[str, Any]:
     """Everything the last line says; sides take turns, so that a slow moment of the machine meets all."""
     sizes = [options.records // 4, options.records // 2, options.records]
     names = ["ours", "trl_compacted", "trl"] if device == "cpu" else ["ours", "trl"]
-    sides = {name: contestant(name, device, options.records, stack) for name in names}
+    peaks = {name: peak(name, options) for name in names}  # while this process holds nothing of the device
+    sides = {name: contestant(name, device, options.records, options.per_step, stack) for name in names}
     loss, gradient = differences(sides["ours"].first(), sides["trl"].first())
     seconds: dict[str, dict[int, list[float]]] = {name: {size: [] for size in sizes} for name in names}
     for name in names:
-        timed(sides[name].epoch, 1, device)
+        timed(sides[name].epoch, options.per_step, device)
     for repeat in range(options.repeats):
-        for size in sizes if repeat == 0 else sizes[:1]:
+        for size in sizes if repeat == 0 else sizes[-1:]:
             for name in names:
                 before = time.process_time()
                 took = timed(sides[name].epoch, size, device)
                 seconds[name][size].append(took)
                 wall, busy = took / size, (time.process_time() - before) / size
-                print(f"  {name}, {size} records: {wall:.2f} s a step, {busy:.2f} s of CPU", flush=True)
+                print(f"  {name}, {size} records: {wall:.2f} s a record, {busy:.2f} s of CPU", flush=True)
     median = {name: {n: statistics.median(v) for n, v in by.items()} for name, by in seconds.items()}
-    steps = {name: [took / n for n, v in by.items() for took in v] for name, by in seconds.items()}
-    step = {name: statistics.median(each) for name, each in steps.items()}
+    step = {name: each[sizes[-1]] / sizes[-1] for name, each in median.items()}
     least = floor(sides["ours"].vlm, device)
     if options.plot:
         title = f"preference training, four answers of {TOKENS} tokens a record, {device}"
@@ -109,8 +111,8 @@ def measure(options: argparse.Namespace, device: str, stack: ExitStack) -> dict[
         "ratio": round(min(value for name, value in step.items() if name != "ours") / step["ours"], 2),
         "loss_difference": loss,
         "gradient_relative_difference": gradient,
-        "trl_peak_bytes": peak(min(names[1:], key=step.__getitem__), options),
-        "ours_peak_bytes": peak("ours", options),
+        "trl_peak_bytes": peaks[min(names[1:], key=step.__getitem__)],
+        "ours_peak_bytes": peaks["ours"],
         "floor_s": round(least, 4),
     }
 
@@ -118,6 +120,7 @@ def measure(options: argparse.Namespace, device: str, stack: ExitStack) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--records", type=int, default=4)
+    parser.add_argument("--per-step", type=int, default=1, help="records of a step; TRL accumulates them")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plot", type=Path, help="PNG to draw the three sizes into")
@@ -128,7 +131,7 @@ def main() -> None:
     logging.set_verbosity_error()
     warnings.filterwarnings("ignore")  # those of TRL and PEFT about one another's versions
     if options.peak_of:
-        show_peak(options.peak_of, device)
+        show_peak(options.peak_of, device, options.per_step)
     else:
         with ExitStack() as stack:
             print(json.dumps(measure(options, device, stack)))

@@ -5,6 +5,7 @@ dropped. A step is one pass over all rows; a finished answer leaves its slot to 
 waits for the longest, and memory depends on the number of slots alone.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ from hscr.models.language import Context, View
 from hscr.models.vlm import VLM
 
 _READ_AT_ONCE = 8
+_COLUMNS = 64
+"""compiled steps are made anew for each width of the memories, so these grow by so many columns at once"""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def decode(
     A request that asks for more answers than there are slots raises InvalidConfig.
 
     `compiled` runs the steps through torch.compile, on a GPU as CUDA graphs: always over all slots and all
-    columns, so it pays where starting kernels costs more than that.
+    columns, so it pays where starting kernels costs more than that, and many answers share the compilation.
     """
     waiting = _Waiting(requests, slots)
     batch = _Batch(vlm, rule, slots, max_tokens, compiled=compiled)
@@ -174,6 +177,8 @@ class _Batch:
 
     def _read(self, requests: Sequence[Request]) -> None:
         """Prefill both streams of all requests in one pass, and give each answer a slot."""
+        # In the order in which a pass lays out its rows: what neighbours have read is copied as one piece.
+        requests = sorted(requests, key=lambda request: -len(request.prompt))
         views = [*(request.full for request in requests), *(request.dropped for request in requests)]
         context = self._vlm.prefill(self._vlm.embed([request.prompt for request in requests] * 2, views))
         if not self._memories:
@@ -195,8 +200,14 @@ class _Batch:
             place = {row: i for i, row in enumerate(part.rows)}
             slots = [slot for slot, row in enumerate(rows, start) if row in place]
             if slots:
-                memory.reserve(part.memory.capacity + self._max_tokens)
+                self._reserve(memory, part.memory.capacity + self._max_tokens)
                 memory.put(slots, part.memory, [place[rows[slot - start]] for slot in slots])
+
+    def _reserve(self, memory: Memory, columns: int) -> None:
+        if self._compiled is not None and columns > memory.capacity:
+            memory.reserve(math.ceil(columns / _COLUMNS) * _COLUMNS)
+            memory.stay()
+        memory.reserve(columns)
 
     def _step(self) -> None:
         used = len(self.slots)

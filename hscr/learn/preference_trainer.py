@@ -4,7 +4,8 @@ PEFT, DDP, FSDP and DeepSpeed wrap the model as they know it, because every pass
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -76,7 +77,6 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers ships no
         """This micro-batch's share of the step's loss; `num_items_in_batch` counts the step's records."""
         examples, counts = inputs["examples"], inputs["counts"]
         reference = self._reference_of(model, examples)
-        self._vlm.adapters.train_mode()
         logps = self._logps(model, examples)
         counted = [example for example, one in zip(examples, counts.tolist(), strict=True) if one]
         losses, values = objective(logps[counts], reference[counts], counted, self._config)
@@ -90,27 +90,28 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers ships no
         """Log-probs [1 + J] by record id under the base model; each process does its share for all."""
         found: list[tuple[str, list[float]]] = []
         size, world = self.args.per_device_train_batch_size, self.args.world_size
-        for start in range(self.args.process_index * size, len(examples), size * world):
-            should_stop()
-            batch = examples[start : start + size]
-            with self.accelerator.autocast():
-                rows = self._base_logps(self.model, batch)
-            found += [
-                (e.record.id, row[: len(e.completions)].tolist()) for e, row in zip(batch, rows, strict=True)
-            ]
+        with self._as_base(), self.accelerator.autocast():
+            for start in range(self.args.process_index * size, len(examples), size * world):
+                should_stop()
+                batch = examples[start : start + size]
+                rows = zip(batch, self._logps(self.model, batch), strict=True)
+                found += [(e.record.id, row[: len(e.completions)].tolist()) for e, row in rows]
         return {name: torch.tensor(row) for name, row in gather_object(found)}
 
     def _reference_of(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         if self.reference is None:
-            return self._base_logps(model, examples)
+            with self._as_base():
+                return self._logps(model, examples)
         rows = [self.reference[example.record.id] for example in examples]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.args.device)
 
-    @torch.no_grad()
-    def _base_logps(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        self._vlm.model.eval()
-        with self._vlm.use(None):
-            return self._logps(model, examples)
+    @contextmanager
+    def _as_base(self) -> Iterator[None]:
+        """Answer as the base model does, without gradients."""
+        self._vlm.adapters.train_mode(False)
+        with self._vlm.use(None), torch.no_grad():
+            yield
+        self._vlm.adapters.train_mode()
 
     def _logps(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         logits = model(**tree_inputs(examples, self.args.device), **self._images(examples)).logits[0]
@@ -143,6 +144,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers ships no
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def floating_point_ops(self, _inputs: dict[str, Any]) -> int:
+        """0: the trainer's estimate counts `input_ids`, which a micro-batch does not carry."""
+        return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """A step's figures with TRL's names, over all its records."""

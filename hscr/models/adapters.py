@@ -38,6 +38,8 @@ class Adapters:
         self._model = model
         self._peft: Any = None
         self._names: set[str] = set()
+        self._trained: list[nn.Module] = []
+        """whose mode matters to training"""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,29 +94,39 @@ class Adapters:
             r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=LORA_TARGETS
         )
         self._attach(name, lora, seed=config.seed)
+        self._trained = [
+            module
+            for path, module in self._model.named_modules()
+            if ".lora_dropout." in path or isinstance(module, GradientCheckpointingLayer)
+        ]
         try:
             with self.use(name):
                 self.train_mode()
                 yield self._trainable(name)
         finally:
-            self._model.eval()
+            self.train_mode(False)
             self._model.activation_checkpointing_disable()
             self.unload(name)
 
-    def train_mode(self) -> None:
+    def train_mode(self, mode: bool = True) -> None:
         """Only LoRA's dropout is random, so a fresh adapter equals its base; layers may be checkpointed."""
-        self._model.eval()
-        for name, module in self._model.named_modules():
-            if ".lora_dropout." in name or isinstance(module, GradientCheckpointingLayer):
-                module.training = True
+        for module in self._trained:
+            module.training = mode
 
     def shell(self) -> Any:
         """The model as PEFT wraps it, for a trainer that saves and loads adapters by it.
 
         A copy of the outermost object alone: accelerate marks what it prepares and replaces its forward, and
-        a second run would find it marked.
+        a second run would find it marked. Its `train` is `train_mode`, as trainers call it before each step.
         """
-        return copy.copy(self._peft)
+
+        def train(mode: bool = True) -> Any:
+            self.train_mode(mode)
+            return shell
+
+        shell = copy.copy(self._peft)
+        shell.train = train
+        return shell
 
     def save(self, name: str, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
         """Write PEFT's two files; their bytes depend on the weights and the configuration only.

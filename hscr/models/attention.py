@@ -56,6 +56,11 @@ class Memory:
         if more > 0:
             self.layers = [(pad(k, (0, 0, 0, more)), pad(v, (0, 0, 0, more))) for k, v in self.layers]
 
+    def stay(self) -> None:
+        """Promise torch.compile that these tensors keep their place: CUDA graphs write only to such ones."""
+        for tensor in (*(x for layer in self.layers for x in layer), self.lengths):
+            torch._dynamo.mark_static_address(tensor)
+
     def first(self, rows: int) -> Self:
         """A view of the first rows: what it reads, these have read."""
         return type(self)([(k[:rows], v[:rows]) for k, v in self.layers], self.lengths[:rows])
@@ -70,8 +75,9 @@ class Memory:
         """Overwrite `rows` by the rows `taken` of `other`."""
         width = other.capacity
         self.reserve(width)
+        into, out_of = _slice(rows), _slice(taken)
         for (k, v), (k2, v2) in zip(self.layers, other.layers, strict=True):
-            k[rows, :, :width], v[rows, :, :width] = k2[taken], v2[taken]
+            k[into, :, :width], v[into, :, :width] = k2[out_of], v2[out_of]
         self.lengths[rows] = other.lengths[taken]
 
     def joined(self, other: Self) -> Self:
@@ -83,6 +89,12 @@ class Memory:
         both = zip(one.layers, two.layers, strict=True)
         layers = [(torch.cat([k, k2]), torch.cat([v, v2])) for (k, v), (k2, v2) in both]
         return type(self)(layers, torch.cat([self.lengths, other.lengths]))
+
+
+def _slice(rows: Sequence[int]) -> slice | Sequence[int]:
+    """Neighbours as a slice, which reads and writes them in place."""
+    start, end = rows[0], rows[-1] + 1
+    return slice(start, end) if list(rows) == list(range(start, end)) else rows
 
 
 class Block(Protocol):

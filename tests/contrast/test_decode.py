@@ -64,7 +64,7 @@ def test_1_without_contrast_the_answer_is_the_models_own(vlm: VLM, requests: lis
     found = run(vlm, requests, Rule(beta=0.0), stop_id=vlm.eos_id)
     with torch.inference_mode():
         context = vlm.prefill(vlm.embed([r.prompt for r in requests], [r.full for r in requests]))
-        assert [vlm.text(ids) for ids in found.values()] == vlm.generate_greedy(context, TOKENS)
+        assert [vlm.text(found[r.key]) for r in requests] == vlm.generate_greedy(context, TOKENS)
 
 
 def test_2_with_equal_streams_the_contrast_weight_is_nothing(vlm: VLM, requests: list[Request]) -> None:
