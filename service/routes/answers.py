@@ -11,7 +11,7 @@ from hscr.records import Answer, ApiKey, Dropping, Job, JobKind
 from hscr.store.store import Store
 from service.deps import Client, Gateway, IdempotencyKey, PageLimit
 from service.docs import ALWAYS, SENDING, problems
-from service.jobs import submitted
+from service.jobs import repeated, submitted
 from service.schemas import (
     AnswerPage,
     AnswerView,
@@ -85,6 +85,11 @@ async def score_answer(
     """
     answer = await _visible(state, key, answer_id)
     dropping = _dropping(body)
+    if earlier := await repeated(
+        state, key, JobKind.SCORE_ANSWER, response,
+        body=body, about=answer.id, idempotency_key=idempotency_key,
+    ):  # fmt: skip
+        return earlier  # also when its job has scored the answer by now
     if found := await state.db(state.store.answers.dependence, answer.id, dropping):
         return JSONResponse(DependenceView.of(found).model_dump(mode="json"))
     _require_scorable(answer)

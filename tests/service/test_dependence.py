@@ -112,11 +112,15 @@ def test_only_a_single_turn_can_be_scored(gateway, store, turns, status):
     assert gateway.post(path(answer)).status_code == status
 
 
-def test_an_idempotency_key_gives_one_job(gateway):
+def test_an_idempotency_key_gives_one_job_also_after_it_has_ended(gateway, store):
     first, second = gateway.answered(), gateway.answered()
     headers = {"Idempotency-Key": "score-1"}
     jobs = [gateway.post(path(first), headers=headers).json()["id"] for _ in range(2)]
     assert jobs[0] == jobs[1]
+    score(store, first, ScoreAnswerPayload.model_validate(store.jobs.get(jobs[0]).payload))
+    again = gateway.post(path(first), headers=headers)
+    assert (again.status_code, again.json()["id"]) == (202, jobs[0])
+    assert gateway.post(path(first)).status_code == 200
     assert gateway.post(path(second), headers=headers).status_code == 409
 
 
