@@ -312,16 +312,40 @@ def test_an_external_database_is_migrated_before_anything_else(outside: Objects)
     job = outside.one("Job", "migrate")
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
     pod = job["spec"]["template"]["spec"]
-    assert pod["containers"][0]["command"] == ["hscr", "db", "upgrade"]
-    # Nothing of the chart exists yet when the hook runs.
+    assert "hscr db upgrade" in pod["containers"][0]["command"][-1]
+    # Nothing of the chart exists yet when the hook runs: only what a person made before.
     assert "serviceAccountName" not in pod
     assert "envFrom" not in pod["containers"][0]
-    assert all(volume.keys() == {"name", "emptyDir"} for volume in pod["volumes"])
+    (tmp, first_key) = pod["volumes"]
+    assert tmp.keys() == {"name", "emptyDir"}
+    assert first_key["secret"]["secretName"] == "hscr-first-key"
+
+
+def test_a_first_key_is_made_with_the_tables_and_only_once(tmp_path: Path) -> None:
+    """The command of the chart, run twice."""
+    rendered = render({"secrets": {"firstKey": "mine"}})
+    (migrate,) = spec(rendered, "migrate-1")["containers"]
+    mount = next(each for each in migrate["volumeMounts"] if each["name"] == "first-key")
+    volume = next(each for each in spec(rendered, "migrate-1")["volumes"] if each["name"] == "first-key")
+    assert volume["secret"]["items"] == [{"key": "api-key", "path": "api-key"}]
+    secret = f"hscr_sk_{'0' * 64}"
+    (tmp_path / "api-key").write_text(secret)
+    shell, option, script = migrate["command"]
+    script = script.replace(mount["mountPath"], str(tmp_path))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    surroundings = {**os.environ, "HSCR_HOME": str(tmp_path / "home"), "PATH": path}
+    for _ in range(2):
+        subprocess.run([shell, option, script], env=surroundings, check=True)
+    with Store.open(StoreSettings(home=tmp_path / "home")) as store:
+        (key,) = store.keys.page()
+        assert key.role is Role.OPERATOR
+        assert store.keys.verify(secret) == key
 
 
 def test_a_database_inside_is_migrated_beside_and_waited_for(trial: Objects) -> None:
     job = trial.one("Job", "migrate-1")
     assert "annotations" not in job["metadata"]
+    assert spec(trial, "migrate-1")["containers"][0]["command"] == ["hscr", "db", "upgrade"]
     for name in ("gateway", "engine", "relay", "beat", "worker-control", "worker-gpu"):
         assert "hscr db check" in spec(trial, name)["initContainers"][0]["args"][0]
 
