@@ -316,9 +316,9 @@ def test_an_external_database_is_migrated_before_anything_else(outside: Objects)
     # Nothing of the chart exists yet when the hook runs: only what a person made before.
     assert "serviceAccountName" not in pod
     assert "envFrom" not in pod["containers"][0]
-    (tmp, first_key) = pod["volumes"]
+    (tmp, *given) = pod["volumes"]
     assert tmp.keys() == {"name", "emptyDir"}
-    assert first_key["secret"]["secretName"] == "hscr-first-key"
+    assert {each["secret"]["secretName"] for each in given} == {"hscr-first-key", "platform-ca"}
 
 
 def test_a_first_key_is_made_with_the_tables_and_only_once(tmp_path: Path) -> None:
@@ -363,3 +363,20 @@ def test_the_database_s_address_is_made_from_its_password_or_comes_from_a_secret
     given = outside.environment(spec(outside, "gateway"), "gateway")
     assert given["HSCR_DATABASE_URL"] == {"secretKeyRef": {"name": "hscr-database", "key": "database-url"}}
     assert not outside.kind("StatefulSet")
+
+
+def test_whoever_reaches_an_outside_database_or_queue_has_the_ca_that_signed_them(outside: Objects) -> None:
+    asked = 0
+    for name, pod in outside.pods().items():
+        for each in [*pod["containers"], *pod.get("initContainers", [])]:
+            if any(variable["name"] == "HSCR_DATABASE_URL" for variable in each.get("env", [])):
+                mounts = {mount["mountPath"]: mount for mount in each["volumeMounts"]}
+                assert mounts["/etc/hscr/ca"]["readOnly"] is True, name
+                (volume,) = [v for v in pod["volumes"] if v["name"] == mounts["/etc/hscr/ca"]["name"]]
+                assert volume["secret"]["secretName"] == "platform-ca"
+                asked += 1
+    assert asked == 13, "every process of ours, and what waits before it"
+
+
+def test_without_a_ca_none_is_mounted(trial: Objects) -> None:
+    assert "/etc/hscr" not in trial.text
