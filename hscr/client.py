@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from hscr.config import EvaluateConfig, FinetuneConfig, GenerateConfig
 from hscr.errors import EngineInterrupted
-from hscr.evaluate.metrics import Outcome
+from hscr.evaluate.outcome import Outcome
 from hscr.gateway_http import GatewayUnreachable, Http, known, stated
 from hscr.probes import http_ok
 from hscr.records import (

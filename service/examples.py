@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pydantic import BaseModel
 
 from hscr.config import EvaluateConfig
-from hscr.evaluate.metrics import Outcome
+from hscr.evaluate.outcome import Outcome
 from hscr.records import (
     AdapterVersion,
     Answer,

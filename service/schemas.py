@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from hscr.config import EvaluateConfig, GenerateConfig
-from hscr.evaluate.metrics import Outcome
+from hscr.evaluate.outcome import Outcome
 from hscr.records import (
     AdapterVersion,
     Answer,

@@ -67,3 +67,7 @@ def test_the_domain_imports_no_process() -> None:
 def test_the_check_itself_notices_torch() -> None:
     with pytest.raises(AssertionError, match="imports"):
         check(["hscr.models.vlm"], "torch")
+
+
+def test_commands_start_without_what_reads_images() -> None:
+    check(["hscr.cli.app"], "numpy pydicom PIL pyarrow sqlalchemy")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from hscr.errors import NotFound
+from hscr.faults import fault_point
 from hscr.store.store import Store
 from workers.leases import Lease
 
@@ -44,6 +45,7 @@ class Kept:
                 earlier.pop().rename(folder)
             else:
                 folder.mkdir()
+        fault_point("checkpoint.taken")
         for left in earlier:
             shutil.rmtree(left, ignore_errors=True)
         return cls(folder)
@@ -60,6 +62,7 @@ class Kept:
         aside = self._folder / f"{_RECORDS}.new"
         aside.write_text(json.dumps(list(records)))
         aside.rename(self._folder / _RECORDS)
+        fault_point("checkpoint.begun")
 
     @property
     def answers(self) -> "Answers":

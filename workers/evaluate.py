@@ -11,7 +11,8 @@ from sqlalchemy import Connection
 from hscr.engine import ChatRequest, EngineClient
 from hscr.errors import Conflict
 from hscr.evaluate.gate import Measured, judge
-from hscr.evaluate.metrics import ACCURACY, MACRO, Outcome, summarise
+from hscr.evaluate.metrics import ACCURACY, MACRO, summarise
+from hscr.evaluate.outcome import Outcome
 from hscr.evaluate.run import Answer, run
 from hscr.evaluate.suites import Suite, SuiteItem, load_suite
 from hscr.faults import fault_point

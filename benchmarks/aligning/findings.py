@@ -10,7 +10,8 @@ from hscr.ablate.report import piped, spread
 from hscr.ablate.results import ArmRun
 from hscr.ablate.suites import BASE
 from hscr.config import GateConfig
-from hscr.evaluate.metrics import Outcome, score
+from hscr.evaluate.metrics import score
+from hscr.evaluate.outcome import Outcome
 from hscr.evaluate.suites import Suite
 from hscr.records import Interval
 

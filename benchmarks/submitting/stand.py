@@ -115,11 +115,12 @@ class Stand:
             },
             "relay": (*python, "workers.outbox"),
             "worker": (
-                "nice", "-n", "5", *celery, "worker", *lean, "-Q", "generate",
+                "nice", "-n", "19", *celery, "worker", *lean, "-Q", "generate",
                 f"--concurrency={self._worker_threads}", "-n", "generate@%h",
             ),
             "control": (
-                "nice", "-n", "5", *celery, "worker", *lean, "-Q", "control", "--concurrency=1", "-n", "c@%h",
+                "nice", "-n", "19", *celery, "worker", *lean, "-Q", "control", "--concurrency=1",
+                "-n", "c@%h",
             ),
             "beat": (*celery, "beat", "--loglevel=WARNING"),
         }  # fmt: skip

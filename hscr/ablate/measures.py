@@ -9,7 +9,7 @@ from hscr.ablate.results import ArmRun
 from hscr.config import GateConfig
 from hscr.errors import InvalidInput
 from hscr.evaluate.gate import interval
-from hscr.evaluate.metrics import Outcome
+from hscr.evaluate.outcome import Outcome
 from hscr.records import Interval
 
 CLOSED_KINDS = frozenset({"abnormal", "presence"})

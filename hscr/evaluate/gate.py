@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from hscr.config import GateConfig
 from hscr.errors import InvalidConfig, InvalidInput
-from hscr.evaluate.metrics import ACCURACY, DEPENDENCE, HALLUCINATION, MACRO, OMISSION, Outcome
+from hscr.evaluate.metrics import ACCURACY, DEPENDENCE, HALLUCINATION, MACRO, OMISSION
+from hscr.evaluate.outcome import Outcome
 from hscr.records import GateVerdict, Interval
 
 MIN_IMAGES = 20

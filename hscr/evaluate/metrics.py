@@ -2,11 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
 from hscr.errors import InvalidInput
 from hscr.evaluate.llavamed import closed_llavamed_run_eval, closed_strict_word, open_recall
+from hscr.evaluate.outcome import Outcome
 from hscr.evaluate.suites import CLOSED, OPEN, SuiteItem
 from hscr.models.phantom.language import CaptionFacts, caption_errors, parse_answer, parse_caption
 
@@ -20,26 +20,6 @@ DROPPED = "macro_score_dropped"
 BLANK = "macro_score_blank"
 KIND = "kind/"
 """Prefix of one kind's share in the macro score."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One answer, scored. `score` is in [0, 1]: right or wrong, for an open row its recall.
-
-    `hallucinated` and `omitted` are about captions and None for everything else: the caption names a finding
-    that is not in the image; it does not name the one that is.
-    """
-
-    item_id: str
-    cluster: str
-    kind: str
-    truth_class: str
-    truth: str
-    text: str
-    score: float
-    parsed: bool
-    hallucinated: bool | None = None
-    omitted: bool | None = None
 
 
 def score(item: SuiteItem, text: str) -> Outcome:

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 
 from hscr.errors import InvalidInput, JobCancelled
-from hscr.evaluate.metrics import Outcome, score
+from hscr.evaluate.metrics import score
+from hscr.evaluate.outcome import Outcome
 from hscr.evaluate.suites import Suite, SuiteItem
 
 Answer = Callable[[SuiteItem], Awaitable[str]]

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from hscr.durable import sync
 from hscr.errors import Conflict
+from hscr.faults import fault_point
 
 _MANIFEST, _ASIDE = "manifest.json", "aside"
 _ANEW = "Repeat the run as it was, or start anew without resuming."
@@ -84,8 +85,10 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]  # transformers ships 
         target = self.folder / written.name
         if target in before:  # one that was passed over
             shutil.rmtree(target)
+        fault_point("checkpoint.aside")
         written.rename(target)
         sync(self.folder)
+        fault_point("checkpoint.kept")
         for path in before:
             shutil.rmtree(path, ignore_errors=True)
 

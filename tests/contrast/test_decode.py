@@ -1,7 +1,7 @@
 """Free decoding from P_diff (algorithms §6: 1, 2, 11) and continuous batching."""
 
-import shutil
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -109,8 +109,11 @@ def test_candidates_share_a_prompt_and_draw_for_themselves(vlm: VLM, requests: l
         run(vlm, asked, Rule(), slots=2)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_steps_say_the_same(vlm: VLM, requests: list[Request]) -> None:
+def test_compiled_steps_say_the_same(
+    vlm: VLM, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The graphs are ours, the code that is made of them is not, and takes a minute to make.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     settings = {"stop_id": None, "slots": 2, "max_tokens": TOKENS}
     with torch.inference_mode():
         compiled = {d.key: d.ids for d in decode(vlm, requests[:3], Rule(), compiled=True, **settings)}

@@ -8,7 +8,8 @@ import pytest
 from hscr.config import GateConfig
 from hscr.errors import InvalidConfig, InvalidInput
 from hscr.evaluate.gate import Judgement, Measured, compare, interval, judge
-from hscr.evaluate.metrics import DEPENDENCE, HALLUCINATION, MACRO, OMISSION, Outcome, summarise
+from hscr.evaluate.metrics import DEPENDENCE, HALLUCINATION, MACRO, OMISSION, summarise
+from hscr.evaluate.outcome import Outcome
 from hscr.records import GateVerdict
 
 CONFIG = GateConfig(resamples=500)

@@ -33,6 +33,7 @@ SETTINGS = {
     "canary_seconds": 0.3,
     "image_ttl_hours": 1e-6,  # what is asked without consent expires at once
     "consider_seconds": 3600,
+    "checkpoint_every": 2,
 }
 
 _SIGNS = {

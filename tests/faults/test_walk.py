@@ -54,7 +54,12 @@ def rounds() -> list[list[str]]:
     for place, point in enumerate(ALL):
         first, *_, last = point.split(".")
         kinded = first == "attempt" and point.count(".") == 2
-        name = {"attempt": "generate", "folder": "finetune", "score-answer": "score_answer"}.get(first, first)
+        name = {
+            "attempt": "generate",
+            "checkpoint": "finetune",
+            "folder": "finetune",
+            "score-answer": "score_answer",
+        }.get(first, first)
         alone = {"gateway": f"gateway-{place % 2}"}.get(documented()[base(point)][0], name)
         lanes.setdefault(last if kinded else alone, []).append(point)
     return [[p for p in each if p] for each in zip_longest(*lanes.values())]
