@@ -20,4 +20,5 @@ random() { head -c 32 /dev/urandom | base64 | tr -d '+/=\n'; }
 random | secret postgres_password
 printf 'postgresql+psycopg://hscr:%s@postgres:5432/hscr' "$(cat "$folder/postgres_password")" | secret hscr_database_url
 random | secret hscr_study_secret
+printf 'hscr_sk_%s' "$(random)$(random)" | secret hscr_first_key
 random | secret grafana_password

@@ -6,6 +6,7 @@ Debian installs the programs outside PATH, and the server refuses to run as root
 import contextlib
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import psycopg
 import pytest
 
 from hscr.store.database import Database
+from tests.certificates import Certificates
 from tests.redis_server import free_port
 from tests.waiting import wait_until
 
@@ -48,10 +50,16 @@ def require_programs() -> Path:
 
 
 class PostgresServer:
-    """`durable` confirms a commit when it is on disk; without, a power cut may lose it."""
+    """`durable` confirms a commit when it is on disk; without, a power cut may lose it.
 
-    def __init__(self, *, durable: bool = False, parent: Path | None = None) -> None:
+    With `certificates` it speaks TLS, and only that.
+    """
+
+    def __init__(
+        self, *, durable: bool = False, parent: Path | None = None, certificates: Certificates | None = None
+    ) -> None:
         self.port = free_port()
+        self.certificates = certificates
         self._programs = require_programs()
         self._durable = durable
         # Not in pytest's folders: those are closed to other users.
@@ -157,6 +165,19 @@ class PostgresServer:
             ],
             check=True, capture_output=True, cwd=self._folder, **_identity(),
         )  # fmt: skip
+        if self.certificates is not None:
+            self._speak_tls(self.certificates)
+
+    def _speak_tls(self, certificates: Certificates) -> None:
+        data = self._folder / "data"
+        for name, source in (("server.crt", certificates.certificate), ("server.key", certificates.key)):
+            shutil.copyfile(source, data / name)
+            (data / name).chmod(0o600)
+            shutil.chown(data / name, data.owner(), data.group())
+        with (data / "postgresql.conf").open("a") as settings:
+            settings.write("ssl = on\n")
+        rules = data / "pg_hba.conf"
+        rules.write_text(re.sub(r"(?m)^host ", "hostssl ", rules.read_text()))
 
 
 def serving(*, durable: bool = False) -> Iterator[PostgresServer]:

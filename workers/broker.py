@@ -1,5 +1,7 @@
 """The Celery application without its tasks: what sends messages needs no more."""
 
+from urllib.parse import urlsplit
+
 from celery import Celery
 from kombu import Queue
 
@@ -10,7 +12,7 @@ from workers.settings import WorkerSettings
 
 def build(settings: WorkerSettings) -> Celery:
     """Acknowledge early, prefetch nothing, keep no results: the database knows how every job stands."""
-    app = Celery("hscr", broker=settings.redis_url)
+    app = Celery("hscr", broker=verified(settings.redis_url))
     app.conf.update(
         task_serializer="json",
         accept_content=["json"],
@@ -43,3 +45,13 @@ def build(settings: WorkerSettings) -> Celery:
         enable_utc=True,
     )
     return app
+
+
+def verified(url: str) -> str:
+    """The URL of a queue, which with TLS is one whose certificate is checked unless it says otherwise.
+
+    Celery would check nothing for a `rediss://` without any of these parameters.
+    """
+    if url.startswith("rediss://") and "ssl_" not in urlsplit(url).query:
+        return f"{url}{'&' if urlsplit(url).query else '?'}ssl_cert_reqs=required"
+    return url

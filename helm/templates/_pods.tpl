@@ -102,6 +102,21 @@ resources: {{ toYaml $resources | nindent 2 }}
 
 {{- define "hscr.stateMount" -}}
 - {name: state, mountPath: {{ .Values.state.mountPath }}}
+{{- include "hscr.caMount" . }}
+{{- end }}
+
+{{/* The CA of an external database and queue, where whoever reaches them has it. */}}
+{{- define "hscr.caMount" }}
+{{- if .Values.tls.existingCaSecret }}
+- {name: ca, mountPath: /etc/hscr/ca, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "hscr.caVolume" }}
+{{- with .Values.tls.existingCaSecret }}
+- name: ca
+  secret: {secretName: {{ . }}, items: [{key: ca.crt, path: ca.crt}]}
+{{- end }}
 {{- end }}
 
 {{- define "hscr.modelMount" -}}
@@ -113,6 +128,7 @@ resources: {{ toYaml $resources | nindent 2 }}
 {{- define "hscr.stateVolume" -}}
 - name: state
   persistentVolumeClaim: {claimName: {{ .Values.state.existingClaim | default (printf "%s-state" (include "hscr.name" .)) }}}
+{{- include "hscr.caVolume" . }}
 {{- end }}
 
 {{- define "hscr.modelVolume" -}}

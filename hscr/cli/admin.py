@@ -1,27 +1,33 @@
 """`hscr keys` and `hscr db`: what only somebody at the machine with the database may do."""
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from hscr.cli.common import HOME, AsJson, Home, console, open_database, open_store, print_json
-from hscr.errors import SchemaOutdated
+from hscr.errors import InvalidInput, SchemaOutdated
 from hscr.records import Role
 
-keys = typer.Typer(no_args_is_help=True, help="API keys of the gateway: make, list, revoke.")
+keys = typer.Typer(no_args_is_help=True, help="API keys of the gateway: make, ensure, list, revoke.")
 db = typer.Typer(no_args_is_help=True, help="The database's tables: bring them up to date, check them.")
+
+
+Name = Annotated[str, typer.Option(help="Who or what will use it.")]
+WithRole = Annotated[Role, typer.Option(help="Each may do what the ones before it may.")]
+Project = Annotated[str, typer.Option(help="Keys of one project see one another's answers.")]
+TrainConsent = Annotated[bool, typer.Option("--train-consent", help="What it sends may be trained on.")]
 
 
 @keys.command()
 def create(
-    name: Annotated[str, typer.Option(help="Who or what will use it.")],
+    name: Name,
     *,
-    role: Annotated[Role, typer.Option(help="Each may do what the ones before it may.")] = Role.CLIENT,
-    project: Annotated[str, typer.Option(help="Keys of one project see one another's answers.")] = "default",
-    train_consent: Annotated[
-        bool, typer.Option("--train-consent", help="What it sends may be trained on.")
-    ] = False,
+    role: WithRole = Role.CLIENT,
+    project: Project = "default",
+    train_consent: TrainConsent = False,
     home: Home = HOME,
     as_json: AsJson = False,
 ) -> None:
@@ -40,6 +46,42 @@ def create(
     console.print(f"{key.id}: role {key.role}, project {key.project}, training {_yes(key.train_consent)}")
     console.print("The secret is shown only now:")
     typer.echo(secret)
+
+
+@keys.command()
+def ensure(
+    name: Name,
+    *,
+    secret_file: Annotated[Path, typer.Option(help="Holds the secret, `hscr_sk_…`; `-` is standard input.")],
+    role: WithRole = Role.CLIENT,
+    project: Project = "default",
+    train_consent: TrainConsent = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="End what a key of this name has instead, at once.")
+    ] = False,
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Make an API key with a secret of yours, unless it is there: for installations without a person.
+
+    A key that was revoked stays so. The secret is at least as long as those of `hscr keys create`.
+
+    Examples:
+
+        echo hscr_sk_$(openssl rand -hex 32) > first-key
+        hscr keys ensure --name first-key --role operator --secret-file first-key
+        vault read -field=key hscr | hscr keys ensure --name ward-3 --secret-file - --replace
+    """
+    secret = _secret(secret_file)
+    with open_store(home) as store:
+        key, changed = store.keys.ensure(
+            name, role, secret, project=project, train_consent=train_consent, replace=replace
+        )
+    if as_json:
+        print_json({**key.model_dump(mode="json"), "changed": changed})
+        return
+    state = "there now" if changed else "revoked, and stays so" if key.revoked_at else "there already"
+    console.print(f"{key.id}: role {key.role}, project {key.project}: {state}.")
 
 
 @keys.command("list")
@@ -99,6 +141,19 @@ def check(*, home: Home = HOME) -> None:
         console.print(f"The database has revision {database.revision()}, as this code needs.")
     finally:
         database.close()
+
+
+def _secret(path: Path) -> str:
+    """Raises InvalidInput that says what is wrong with the path."""
+    try:
+        return (sys.stdin.buffer.read() if path == Path("-") else path.read_bytes()).decode().strip()
+    except OSError as error:
+        raise InvalidInput(
+            f"{path} cannot be read: {error.strerror}.",
+            remedy="Give the path of a file that holds the secret.",
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path} is no text.", remedy="Give a file that holds nothing else.") from error
 
 
 def _yes(value: bool) -> str:

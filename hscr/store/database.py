@@ -153,6 +153,12 @@ def _answering() -> Iterator[None]:
     except (OperationalError, InterfaceError, PoolTimeout) as error:
         # The driver's message may name a host or quote a statement; its class says as much.
         kind = type(error.orig if isinstance(error, DBAPIError) else error).__name__
+        if "certificate" in str(error):
+            raise DatabaseUnavailable(
+                f"The database's TLS certificate was not accepted ({kind}).",
+                remedy="In HSCR_DATABASE_URL, `sslrootcert` must name a readable file with the CA that "
+                "signed it, and the host must be one that it names.",
+            ) from error
         raise DatabaseUnavailable(
             f"The database did not answer ({kind}).",
             remedy="Try again; if it lasts, check HSCR_DATABASE_URL and that the server runs: `hscr doctor`.",

@@ -1,18 +1,22 @@
 """API keys, hashed at rest, and idempotency keys."""
 
 import hashlib
+import re
 import secrets
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, insert, select, update
 
-from hscr.errors import Conflict, IdempotencyConflict, NotFound
+from hscr.errors import Conflict, IdempotencyConflict, InvalidInput, NotFound
 from hscr.records import ApiKey, Role, new_id, now
 from hscr.store.database import Database
 from hscr.store.tables import api_keys, idempotency_keys
-from hscr.store.writers import add_once
+from hscr.store.writers import add_once, ensuring
 
 PREFIX = "hscr_sk_"
+_SECRET = re.compile(rf"{PREFIX}[A-Za-z0-9_-]{{43,}}")
+_NEW_SECRET = "`echo hscr_sk_$(openssl rand -hex 32)` makes a secret."
 _LIVE = select(api_keys).where(api_keys.c.hash == bindparam("hash"), api_keys.c.revoked_at.is_(None))
 
 
@@ -32,6 +36,42 @@ class Keys:
         with self._database.write() as connection:
             connection.execute(insert(api_keys).values(hash=_hash(secret), **key.model_dump()))
         return key, secret
+
+    def ensure(
+        self,
+        name: str,
+        role: Role,
+        secret: str,
+        *,
+        project: str = "default",
+        train_consent: bool = False,
+        replace: bool = False,
+    ) -> tuple[ApiKey, bool]:
+        """The key of this name and secret, and whether anything had to be changed.
+
+        However often it is asked for there is one, and one that was revoked stays so. With `replace` the key
+        takes the place of others of its name, which are revoked, and of its own former terms.
+
+        Raises InvalidInput for a secret that `create` would not have made, Conflict.
+        """
+        _check_secret(secret)
+        wanted = ApiKey(id=new_id("key"), name=name, role=role, project=project, train_consent=train_consent)
+        mine = api_keys.c.hash == _hash(secret)
+        namesakes = (api_keys.c.name == name) & api_keys.c.revoked_at.is_(None)
+        with self._database.write() as connection:
+            ensuring(connection)
+            holder = _first(connection, mine)
+            if holder is not None and _terms(holder) == _terms(wanted):
+                return holder, False
+            _check_unused(holder, name)
+            if not replace:
+                _check_free(_first(connection, namesakes))
+            connection.execute(update(api_keys).where(namesakes, ~mine).values(revoked_at=now()))
+            if holder is None:
+                connection.execute(insert(api_keys).values(hash=_hash(secret), **wanted.model_dump()))
+                return wanted, True
+            connection.execute(update(api_keys).where(mine).values(**_terms(wanted)))
+            return holder.but(**_terms(wanted)), True
 
     def verify(self, secret: str) -> ApiKey | None:
         """The live key with this secret, or None."""
@@ -88,6 +128,37 @@ def find_idempotency(connection: Connection, owner: str, key: str, request_diges
 def _check_length(key: str) -> None:
     if len(key) > 200:
         raise Conflict("The Idempotency-Key is longer than 200 characters.", remedy="Send a UUID.")
+
+
+def _check_secret(secret: str) -> None:
+    if _SECRET.fullmatch(secret) is None:
+        raise InvalidInput(
+            f"The secret is not `{PREFIX}` and 43 or more letters, digits, hyphens or underscores.",
+            remedy=_NEW_SECRET,
+        )
+
+
+def _check_unused(holder: ApiKey | None, name: str) -> None:
+    if holder is not None and (holder.name != name or holder.revoked_at is not None):
+        state = "is revoked" if holder.revoked_at is not None else "has another name"
+        raise Conflict(f"The secret is that of {holder.id}, which {state}.", remedy=_NEW_SECRET)
+
+
+def _check_free(namesake: ApiKey | None) -> None:
+    if namesake is not None:
+        raise Conflict(
+            f"{namesake.id} has this name, but another secret, role, project or consent.",
+            remedy="Give those it was made with, or another name; `--replace` ends what it has now.",
+        )
+
+
+def _terms(key: ApiKey) -> dict[str, Any]:
+    return key.model_dump(include={"name", "role", "project", "train_consent"})
+
+
+def _first(connection: Connection, condition: ColumnElement[bool]) -> ApiKey | None:
+    row = connection.execute(select(api_keys).where(condition).limit(1)).mappings().first()
+    return None if row is None else _key(dict(row))
 
 
 def _hash(secret: str) -> str:

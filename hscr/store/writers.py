@@ -22,6 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 _INSERT: dict[str, Callable[[Table], Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 _REFERENCES = 0x48534352_01  # any number that nobody else locks: "HSCR", 1
 _MIGRATIONS = 0x48534352_02
+_KEYS = 0x48534352_03
 
 
 def upsert(connection: Connection, table: Table) -> Any:
@@ -64,6 +65,11 @@ def removing(connection: Connection) -> None:
 def migrating(connection: Connection) -> None:
     """Wait until no other process migrates."""
     _lock(connection, func.pg_advisory_xact_lock(_MIGRATIONS))
+
+
+def ensuring(connection: Connection) -> None:
+    """Wait until no other process decides by which API keys there are."""
+    _lock(connection, func.pg_advisory_xact_lock(_KEYS))
 
 
 def _lock(connection: Connection, lock: Any) -> None:

@@ -32,13 +32,22 @@ def test_a_key_is_made_where_the_command_is_and_the_database_reached() -> None:
     assert "HSCR_DATABASE_URL" in rendered.environment(deployment, container["name"])
 
 
+def test_with_a_first_key_of_its_own_it_is_read_from_its_secret() -> None:
+    text, rendered = noted({"secrets": {"firstKey": "mine"}})
+    assert re.search(rf"key=\$\(kubectl -n {NAMESPACE} get secret mine -o jsonpath='{{.data.api-key}}'", text)
+    assert "Make a first key" not in text
+    deployment = re.search(r"exec deploy/(\S+) -- hscr keys create --name ward-3 --role client", text)
+    assert deployment
+    assert deployment[1] in rendered.kind("Deployment")
+
+
 def test_the_first_question_goes_to_the_gateway() -> None:
     text, rendered = noted({"gateway": {"servicePort": 8081}})
     forward = re.search(r"port-forward svc/(\S+) 8080:(\d+)", text)
     assert forward
     ports = rendered.kind("Service")[forward[1]]["spec"]["ports"]
     assert [port["port"] for port in ports] == [int(forward[2])]
-    assert 'curl -s $url/v1/vqa -H "Authorization: Bearer hscr_sk_..." -F image=@xray.png' in text
+    assert 'curl -s $url/v1/vqa -H "Authorization: Bearer $key" -F image=@xray.png' in text
 
 
 def test_with_an_ingress_it_goes_there() -> None:

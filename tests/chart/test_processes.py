@@ -312,16 +312,40 @@ def test_an_external_database_is_migrated_before_anything_else(outside: Objects)
     job = outside.one("Job", "migrate")
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
     pod = job["spec"]["template"]["spec"]
-    assert pod["containers"][0]["command"] == ["hscr", "db", "upgrade"]
-    # Nothing of the chart exists yet when the hook runs.
+    assert "hscr db upgrade" in pod["containers"][0]["command"][-1]
+    # Nothing of the chart exists yet when the hook runs: only what a person made before.
     assert "serviceAccountName" not in pod
     assert "envFrom" not in pod["containers"][0]
-    assert all(volume.keys() == {"name", "emptyDir"} for volume in pod["volumes"])
+    (tmp, *given) = pod["volumes"]
+    assert tmp.keys() == {"name", "emptyDir"}
+    assert {each["secret"]["secretName"] for each in given} == {"hscr-first-key", "platform-ca"}
+
+
+def test_a_first_key_is_made_with_the_tables_and_only_once(tmp_path: Path) -> None:
+    """The command of the chart, run twice."""
+    rendered = render({"secrets": {"firstKey": "mine"}})
+    (migrate,) = spec(rendered, "migrate-1")["containers"]
+    mount = next(each for each in migrate["volumeMounts"] if each["name"] == "first-key")
+    volume = next(each for each in spec(rendered, "migrate-1")["volumes"] if each["name"] == "first-key")
+    assert volume["secret"]["items"] == [{"key": "api-key", "path": "api-key"}]
+    secret = f"hscr_sk_{'0' * 64}"
+    (tmp_path / "api-key").write_text(secret)
+    shell, option, script = migrate["command"]
+    script = script.replace(mount["mountPath"], str(tmp_path))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    surroundings = {**os.environ, "HSCR_HOME": str(tmp_path / "home"), "PATH": path}
+    for _ in range(2):
+        subprocess.run([shell, option, script], env=surroundings, check=True)
+    with Store.open(StoreSettings(home=tmp_path / "home")) as store:
+        (key,) = store.keys.page()
+        assert key.role is Role.OPERATOR
+        assert store.keys.verify(secret) == key
 
 
 def test_a_database_inside_is_migrated_beside_and_waited_for(trial: Objects) -> None:
     job = trial.one("Job", "migrate-1")
     assert "annotations" not in job["metadata"]
+    assert spec(trial, "migrate-1")["containers"][0]["command"] == ["hscr", "db", "upgrade"]
     for name in ("gateway", "engine", "relay", "beat", "worker-control", "worker-gpu"):
         assert "hscr db check" in spec(trial, name)["initContainers"][0]["args"][0]
 
@@ -339,3 +363,20 @@ def test_the_database_s_address_is_made_from_its_password_or_comes_from_a_secret
     given = outside.environment(spec(outside, "gateway"), "gateway")
     assert given["HSCR_DATABASE_URL"] == {"secretKeyRef": {"name": "hscr-database", "key": "database-url"}}
     assert not outside.kind("StatefulSet")
+
+
+def test_whoever_reaches_an_outside_database_or_queue_has_the_ca_that_signed_them(outside: Objects) -> None:
+    asked = 0
+    for name, pod in outside.pods().items():
+        for each in [*pod["containers"], *pod.get("initContainers", [])]:
+            if any(variable["name"] == "HSCR_DATABASE_URL" for variable in each.get("env", [])):
+                mounts = {mount["mountPath"]: mount for mount in each["volumeMounts"]}
+                assert mounts["/etc/hscr/ca"]["readOnly"] is True, name
+                (volume,) = [v for v in pod["volumes"] if v["name"] == mounts["/etc/hscr/ca"]["name"]]
+                assert volume["secret"]["secretName"] == "platform-ca"
+                asked += 1
+    assert asked == 13, "every process of ours, and what waits before it"
+
+
+def test_without_a_ca_none_is_mounted(trial: Objects) -> None:
+    assert "/etc/hscr" not in trial.text

@@ -17,9 +17,13 @@ def clean_environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("HSCR_")} | more
 
 
-def hscr(*arguments: str, seconds: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+def hscr(
+    *arguments: str, seconds: float = 60, given: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`given` is its standard input."""
     return subprocess.run(
         [*HSCR, *arguments],
+        input=given,
         env=clean_environment(COLUMNS="200", **environment),
         capture_output=True,
         text=True,

@@ -143,6 +143,49 @@ def test_a_key_is_shown_once_works_and_stops_working(settings: StoreSettings) ->
     assert "hscr keys list" in again.stderr
 
 
+SECRET = f"hscr_sk_{'0123456789abcdef' * 4}"
+
+
+def test_a_key_of_a_given_secret_is_made_once(settings: StoreSettings, tmp_path: Path) -> None:
+    file = tmp_path / "first-key"
+    file.write_text(f"{SECRET}\n")
+    ensure = ("keys", "ensure", "--name", "first", "--role", "operator", "--json", "--secret-file")
+    home = str(settings.home)
+    made = json.loads(hscr(*ensure, str(file), HSCR_HOME=home).stdout)
+    again = json.loads(hscr(*ensure, "-", HSCR_HOME=home, given=SECRET).stdout)
+    assert (made.pop("changed"), again.pop("changed")) == (True, False)
+    assert made == again
+    assert SECRET not in str(made)
+    with Store.open(settings) as store:
+        assert store.keys.verify(SECRET) == store.keys.page()[0]
+
+    file.write_text(SECRET.replace("0", "1"))
+    other = hscr(*ensure, str(file), HSCR_HOME=home)
+    assert other.returncode == 2
+    assert "--replace" in other.stderr
+    replaced = hscr(*ensure, str(file), "--replace", HSCR_HOME=home)
+    assert json.loads(replaced.stdout)["changed"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"hscr_sk_short", "openssl rand -hex 32"),
+        (b"\xff\xfe", "is no text"),
+        (None, "cannot be read: No such file"),
+    ],
+)
+def test_a_file_without_a_secret_is_refused(content: bytes | None, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    if content is not None:
+        file.write_bytes(content)
+    hscr("db", "upgrade", "--home", str(tmp_path))
+    done = hscr("keys", "ensure", "--name", "me", "--secret-file", str(file), "--home", str(tmp_path))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "short" not in done.stderr
+
+
 def test_keys_of_a_stale_database_name_the_command_to_run(tmp_path: Path) -> None:
     done = hscr("keys", "list", "--home", str(tmp_path))
     assert done.returncode == 2

@@ -36,6 +36,7 @@ class Deployed:
 
     def __init__(self, secrets: Path) -> None:
         self.port = free_port()
+        self.first_key = (secrets / "hscr_first_key").read_text()
         self._environment = {"SECRETS_FOLDER": str(secrets), "GATEWAY_PORT": str(self.port)}
 
     def __call__(self, *arguments: str, seconds: float = 120) -> str:
@@ -80,6 +81,11 @@ def test_everything_turns_healthy(deployed: Deployed, client: Client) -> None:
         assert state["Status"] == "running", service
         assert state["Health"]["Status"] == "healthy", service
     assert deployed.container("migrate")["State"]["ExitCode"] == 0
+
+
+def test_the_first_key_is_the_one_in_the_secrets(deployed: Deployed, client: Client) -> None:
+    with Client(f"http://127.0.0.1:{deployed.port}", deployed.first_key) as operator:
+        assert operator.pointer() == client.pointer()
 
 
 def test_the_password_is_in_no_environment(deployed: Deployed, client: Client) -> None:

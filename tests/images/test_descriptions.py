@@ -1,6 +1,7 @@
 """What the images are made of and how Compose starts them, read from the files: no container is run."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from hscr import __version__
+from hscr.records import Role
 from hscr.serving import Serving
+from hscr.store.settings import StoreSettings
+from hscr.store.store import Store
 from tests.images.compose import PROFILES, ROOT, configuration
 
 LOCKS = ROOT / "requirements"
@@ -103,6 +107,23 @@ def test_every_process_of_ours_is_confined_and_every_image_is_pinned() -> None:
         for variable, value in (service.get("environment") or {}).items():
             assert "PASSWORD" not in variable or value.startswith("/run/secrets/"), name
             assert "://" not in value or value.startswith(("http://", "redis://redis:")), name
+
+
+def test_the_first_key_is_made_of_the_secret_that_is_made_for_it(tmp_path: Path) -> None:
+    """The script of the secrets and the command of the service, run on this machine."""
+    subprocess.run([ROOT / "deploy" / "secrets.sh", tmp_path], check=True)
+    migrate = configuration()["services"]["migrate"]
+    (file,) = (each["source"] for each in migrate["secrets"] if each["source"] != "hscr_database_url")
+    shell, option, script = migrate["command"]
+    script = script.replace(f"/run/secrets/{file}", str(tmp_path / file))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    home = tmp_path / "home"
+    surroundings = {**os.environ, "HSCR_HOME": str(home), "PATH": path}
+    subprocess.run([shell, option, script], env=surroundings, check=True)
+    with Store.open(StoreSettings(home=home)) as store:
+        key = store.keys.verify((tmp_path / file).read_text())
+    assert key is not None
+    assert (key.role, key.train_consent) == (Role.OPERATOR, False)
 
 
 def test_vllm_is_started_as_the_launcher_does(monkeypatch: pytest.MonkeyPatch) -> None:
