@@ -35,7 +35,7 @@ test-faults: .venv/dev ## A death at every fault point, one by one (an hour); WA
 test-chart: .venv/dev .venv-chart/ready ## The Helm chart: its values, objects, policies, alerts (needs promtool)
 	@$(PY) -m pytest -m chart tests/chart $(ARGS)
 
-test-cluster: .venv/dev .cache/cluster/ready ## The chart on a real Kubernetes API server; builds it first (15 minutes, once)
+test-cluster: .venv/dev .cache/cluster/ready ## The chart on a real Kubernetes API server; builds it first (10 CPU minutes, once)
 	@$(PY) -m pytest -m cluster tests/cluster $(ARGS)
 
 images: ## Build the container images and print their sizes. TORCH=cuda for NVIDIA GPUs

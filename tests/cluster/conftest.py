@@ -9,7 +9,7 @@ from tests.cluster.api import Api
 from tests.cluster.control_plane import CACHE, ControlPlane, control_plane
 from tests.cluster.kubelet import Kubelet, open_to_pods
 from tests.cluster.releases import Helm, for_this_server
-from tests.cluster.surroundings import furnish, prepare
+from tests.cluster.surroundings import furnish, prepare, remove_folders
 from tests.waiting import wait_until
 
 
@@ -36,6 +36,7 @@ def kubelet(plane: ControlPlane, operator: Api) -> Iterator[Kubelet]:
             lambda: all(map(open_to_pods, operator.objects("nodes"))), what="the nodes counting as ready"
         )
         yield nodes
+        remove_folders(operator)
 
 
 @pytest.fixture(scope="session")

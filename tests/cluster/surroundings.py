@@ -1,6 +1,7 @@
 """What the chart expects to find in a cluster and in its namespace."""
 
 import re
+from pathlib import Path
 
 from tests.cluster.api import Api, Object
 from tests.waiting import wait_until
@@ -31,6 +32,12 @@ def furnish(operator: Api) -> None:
     for version, kinds in OPERATORS.items():
         for kind in kinds:
             operator.create("customresourcedefinitions", definition(version, kind))
+
+
+def remove_folders(operator: Api) -> None:
+    """Those of the volumes that are left; nobody wrote into them."""
+    for it in operator.objects("persistentvolumes"):
+        Path(it["spec"]["hostPath"]["path"]).rmdir()
 
 
 def prepare(operator: Api, namespace: str) -> None:

@@ -167,6 +167,7 @@ def test_an_upgrade_replaces_pods_without_taking_one_away(
         assert uids(operator, namespace, component=component) <= old, "nothing had changed for these"
     assert fewest_available(operator, namespace, "gateway", since) >= 3
     assert fewest_available(operator, namespace, "engine", since) >= 1
+    assert fewest_available(operator, namespace, "relay", since) >= 1
     assert most_at_once(operator, namespace, "beat", pods_since, alive=1) == 1
 
 
@@ -184,8 +185,8 @@ def test_an_upgrade_to_images_that_are_nowhere_takes_nothing_away(
 
 def test_a_rollback_brings_the_first_release_back(installed: Helm, operator: Api, namespace: str) -> None:
     installed("rollback", "hscr", "1", *WAIT)
-    settings = operator.get("configmaps", "hscr-gateway-settings", namespace)["data"]
-    assert "HSCR_MAX_ROWS" not in (settings or {})
+    settings = operator.get("configmaps", "hscr-gateway-settings", namespace)
+    assert "HSCR_MAX_ROWS" not in settings.get("data", {})
     for it in operator.objects("deployments", namespace):
         assert it["status"]["availableReplicas"] == it["spec"]["replicas"], it["metadata"]["name"]
     assert len(operator.objects("pods", namespace, component="gateway")) == 3
@@ -203,7 +204,7 @@ def test_an_uninstallation_leaves_only_state_and_rows(
 
 
 def test_a_new_installation_finds_the_state_of_the_old_one(
-    installed: Helm, chart: Path, operator: Api, namespace: str, before: set[str]
+    installed: Helm, chart: Path, operator: Api, namespace: str
 ) -> None:
     claims = {it["metadata"]["uid"] for it in operator.objects("persistentvolumeclaims", namespace)}
     installed("install", "hscr", str(chart), *WAIT, values=VALUES)
