@@ -4,7 +4,7 @@ PY := .venv/bin/python
 LOCKS := requirements/torch-cpu.txt requirements/torch-cuda.txt requirements/install.sh pyproject.toml
 
 .PHONY: help demo up test test-vllm test-demo test-faults test-chart test-cluster images test-images \
-	bench-training bench-generation bench-swap bench-jobs bench-align check format lock clean
+	bench-training bench-generation bench-swap bench-jobs bench-align bench-sizing check format lock clean
 
 help: ## List the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ bench-swap: .venv/dev .venv-vllm/ready ## Releases and rollbacks under traffic o
 
 bench-jobs: .venv/dev ## Submissions over HTTP with PostgreSQL and Redis, and 50 kills: rate, p99, lost, duplicated
 	@$(PY) -m benchmarks.jobs $(ARGS)
+
+bench-sizing: .venv/dev ## One to 32 replicas by simulation: throughput at a p99, a lost replica, a rollout
+	@OMP_NUM_THREADS=1 $(PY) -m benchmarks.sizing --plot docs/benchmarks/sizing.png $(ARGS)
 
 check: .venv/dev .venv-images/ready ## Style, types, import contracts, documentation, Dockerfile and Compose file
 	@.venv/bin/ruff check && .venv/bin/ruff format --check
