@@ -12,57 +12,47 @@ from service.state import State
 from workers.contract import Payload
 
 
-async def submitted(
-    state: State,
-    key: ApiKey,
-    kind: JobKind,
-    payload: Payload,
-    response: Response,
-    *,
-    body: BaseModel,
-    about: str = "",
-    idempotency_key: str | None = None,
-) -> Job:
-    """The job, durable by now; the one that the same Idempotency-Key made before, if there is one.
+class Submission:
+    """A request for a job. `body` and `about` (what the path names) are its identity.
 
-    `body` and `about` (what the path names) are the request's identity. Sets the response's Location.
+    Both ways to its job set the response's Location.
     """
-    job = Job(kind=kind, payload=payload.stored(), key_id=key.id)
-    idempotency = _identity(kind, body, about, idempotency_key)
-    fault_point("job.asked")
-    job = await state.db(state.store.jobs.submit, job, idempotency=idempotency)
-    fault_point("job.submitted", kind)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return job
 
+    def __init__(
+        self,
+        state: State,
+        key: ApiKey,
+        kind: JobKind,
+        response: Response,
+        *,
+        body: BaseModel,
+        about: str = "",
+        idempotency_key: str | None = None,
+    ) -> None:
+        self._state, self._key, self._kind, self._response = state, key, kind, response
+        self._identity = (idempotency_key, request_digest(body, kind, about)) if idempotency_key else None
 
-async def repeated(
-    state: State,
-    key: ApiKey,
-    kind: JobKind,
-    response: Response,
-    *,
-    body: BaseModel,
-    about: str = "",
-    idempotency_key: str | None = None,
-) -> Job | None:
-    """The job that the same Idempotency-Key made before.
+    async def submitted(self, payload: Payload) -> Job:
+        """The job, durable by now; the one that the same Idempotency-Key made before, if there is one."""
+        job = Job(kind=self._kind, payload=payload.stored(), key_id=self._key.id)
+        fault_point("job.asked")
+        job = await self._state.db(self._state.store.jobs.submit, job, idempotency=self._identity)
+        fault_point("job.submitted", self._kind)
+        return self._located(job)
 
-    For routes that refuse what is no longer possible: it may have become so by that very job.
-    """
-    identity = _identity(kind, body, about, idempotency_key)
-    if identity is None:
-        return None
-    job = await state.db(state.store.jobs.repeated, key.id, *identity)
-    if job is not None:
-        response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return job
+    async def repeated(self) -> Job | None:
+        """The job that the same Idempotency-Key made before.
 
+        For routes that refuse what is no longer possible: it may have become so by that very job.
+        """
+        if self._identity is None:
+            return None
+        job = await self._state.db(self._state.store.jobs.repeated, self._key.id, *self._identity)
+        return None if job is None else self._located(job)
 
-def _identity(
-    kind: JobKind, body: BaseModel, about: str, idempotency_key: str | None
-) -> tuple[str, str] | None:
-    return (idempotency_key, request_digest(body, kind, about)) if idempotency_key else None
+    def _located(self, job: Job) -> Job:
+        self._response.headers["Location"] = f"/v1/jobs/{job.id}"
+        return job
 
 
 def check_generation(config: GenerateConfig) -> None:

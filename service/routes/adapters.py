@@ -13,7 +13,7 @@ from hscr.store.store import Store
 from service.bodies import request_digest
 from service.deps import Gateway, IdempotencyKey, Operator, Reviewer
 from service.docs import ALWAYS, SENDING, problems
-from service.jobs import repeated, submitted
+from service.jobs import Submission
 from service.schemas import AdapterList, AdapterView, CanaryBody, PromoteBody, RollbackBody
 from service.state import State
 from workers.contract import ReleasePayload
@@ -50,19 +50,17 @@ async def promote(
 
     Research use only.
     """
-    if earlier := await repeated(
+    asked = Submission(
         state, key, JobKind.RELEASE, response, body=body, about=version, idempotency_key=idempotency_key
-    ):
+    )
+    if earlier := await asked.repeated():
         return earlier
     name = None if version == BASE else version
     passed = await state.db(_admissible, state.store, name, body)
     payload = ReleasePayload(
         version_name=name, evaluation_id=passed, actor=key.id, reason=body.reason, override=body.override
     )
-    return await submitted(
-        state, key, JobKind.RELEASE, payload, response,
-        body=body, about=version, idempotency_key=idempotency_key,
-    )  # fmt: skip
+    return await asked.submitted(payload)
 
 
 @router.post(
@@ -87,19 +85,17 @@ async def start_canary(
     """
     if version == BASE:
         raise Conflict("The base model cannot be a candidate.", remedy="Promote it, or name an adapter.")
-    if earlier := await repeated(
+    asked = Submission(
         state, key, JobKind.RELEASE, response, body=body, about=version, idempotency_key=idempotency_key
-    ):
+    )
+    if earlier := await asked.repeated():
         return earlier
     passed = await state.db(_admissible, state.store, version, body)
     payload = ReleasePayload(
         version_name=version, evaluation_id=passed, actor=key.id, reason=body.reason, override=body.override,
         share=body.share,
     )  # fmt: skip
-    return await submitted(
-        state, key, JobKind.RELEASE, payload, response,
-        body=body, about=version, idempotency_key=idempotency_key,
-    )  # fmt: skip
+    return await asked.submitted(payload)
 
 
 @router.post("/v1/adapters/end-canary", operation_id="end_canary", responses=problems(*SENDING, Conflict))

@@ -11,7 +11,7 @@ from hscr.records import Answer, ApiKey, Dropping, Job, JobKind
 from hscr.store.store import Store
 from service.deps import Client, Gateway, IdempotencyKey, PageLimit
 from service.docs import ALWAYS, SENDING, problems
-from service.jobs import repeated, submitted
+from service.jobs import Submission
 from service.schemas import (
     AnswerPage,
     AnswerView,
@@ -85,20 +85,18 @@ async def score_answer(
     """
     answer = await _visible(state, key, answer_id)
     dropping = _dropping(body)
-    if earlier := await repeated(
+    asked = Submission(
         state, key, JobKind.SCORE_ANSWER, response,
         body=body, about=answer.id, idempotency_key=idempotency_key,
-    ):  # fmt: skip
+    )  # fmt: skip
+    if earlier := await asked.repeated():
         return earlier  # also when its job has scored the answer by now
     if found := await state.db(state.store.answers.dependence, answer.id, dropping):
         return JSONResponse(DependenceView.of(found).model_dump(mode="json"))
     _require_scorable(answer)
     await state.db(state.store.answers.require_image, answer)
     payload = ScoreAnswerPayload(answer_id=answer.id, dropping=dropping)
-    return await submitted(
-        state, key, JobKind.SCORE_ANSWER, payload, response,
-        body=body, about=answer.id, idempotency_key=idempotency_key,
-    )  # fmt: skip
+    return await asked.submitted(payload)
 
 
 @router.get(

@@ -8,7 +8,7 @@ from hscr.errors import IdempotencyConflict, InvalidConfig, NotFound
 from hscr.records import Evaluation, Job, JobKind
 from service.deps import Gateway, IdempotencyKey, Operator, PageLimit, Reviewer
 from service.docs import ALWAYS, SENDING, problems
-from service.jobs import check_evaluation, submitted
+from service.jobs import Submission, check_evaluation
 from service.schemas import EvaluationJobBody, EvaluationList, Outcomes
 from workers.contract import ScorePayload
 
@@ -65,6 +65,5 @@ async def submit_evaluation(
     await state.db(state.store.releases.adapter, body.adapter)
     check_evaluation(state, body.config, auto_promote=body.auto_promote)
     payload = ScorePayload(candidate=body.adapter, evaluate=body.config, auto_promote=body.auto_promote)
-    return await submitted(
-        state, key, JobKind.SCORE, payload, response, body=body, idempotency_key=idempotency_key
-    )
+    asked = Submission(state, key, JobKind.SCORE, response, body=body, idempotency_key=idempotency_key)
+    return await asked.submitted(payload)

@@ -12,7 +12,7 @@ from hscr.errors import Conflict, Forbidden, IdempotencyConflict, InvalidConfig,
 from hscr.records import Job, JobKind, JobState, Role
 from service.deps import Client, Gateway, IdempotencyKey, Operator, PageLimit, Reviewer
 from service.docs import ALWAYS, SENDING, problems
-from service.jobs import check_evaluation, submitted
+from service.jobs import Submission, check_evaluation
 from service.schemas import JobPage
 from service.security import require_role
 from workers.contract import FinetunePayload
@@ -134,6 +134,5 @@ async def submit_finetune_job(
 ) -> Job:
     """Train an adapter from the base model on all live consented records. Research use only."""
     check_evaluation(state, body.evaluate, auto_promote=body.auto_promote)
-    return await submitted(
-        state, key, JobKind.FINETUNE, body, response, body=body, idempotency_key=idempotency_key
-    )
+    asked = Submission(state, key, JobKind.FINETUNE, response, body=body, idempotency_key=idempotency_key)
+    return await asked.submitted(body)

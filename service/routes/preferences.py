@@ -25,7 +25,7 @@ from hscr.store.store import Store
 from service.bodies import json_of
 from service.deps import Gateway, IdempotencyKey, PageLimit, Reviewer
 from service.docs import ALWAYS, SENDING, json_body, problems
-from service.jobs import check_evaluation, check_generation, submitted
+from service.jobs import Submission, check_evaluation, check_generation
 from service.limits import image_bytes, usable_text
 from service.schemas import PreferenceJobBody, PreferencePage, Row
 from service.security import project_of, require_role
@@ -82,9 +82,8 @@ async def submit_preference_job(
     payload = GeneratePayload(
         source_ids=None if ids is None else tuple(ids), config=body.config, then=body.then
     )
-    return await submitted(
-        state, key, JobKind.GENERATE, payload, response, body=body, idempotency_key=idempotency_key
-    )
+    asked = Submission(state, key, JobKind.GENERATE, response, body=body, idempotency_key=idempotency_key)
+    return await asked.submitted(payload)
 
 
 def _check(state: State, key: ApiKey, body: PreferenceJobBody) -> None:
