@@ -36,7 +36,7 @@ test-faults: .venv/dev ## 10,000 claims, then a death at every fault point by it
 test-chart: .venv/dev .venv-chart/ready ## The Helm chart: its values, objects, policies, alerts (needs promtool)
 	@$(PY) -m pytest -m chart tests/chart $(ARGS)
 
-test-cluster: .venv/dev .cache/cluster/ready ## The chart on a real Kubernetes API server; builds it first (10 CPU minutes, once)
+test-cluster: .venv/dev .venv-chart/ready .cache/cluster/ready ## The chart on a real Kubernetes API server; builds it first (10 CPU minutes, once)
 	@$(PY) -m pytest -m cluster tests/cluster $(ARGS)
 
 images: ## Build the container images and print their sizes. TORCH=cuda for NVIDIA GPUs
@@ -88,10 +88,10 @@ clean: ## Remove the environment and all local state
 .venv/dev: requirements/dev.txt $(LOCKS)
 	@requirements/install.sh dev && touch $@ .venv/runtime
 
-.venv-chart/ready: requirements/chart.txt requirements/install-chart.sh
+.venv-chart/ready: requirements/chart.txt requirements/install-chart.sh requirements/tools.sh
 	@requirements/install-chart.sh && touch $@
 
-.cache/cluster/ready: requirements/cluster.txt tests/cluster/build.sh
+.cache/cluster/ready: requirements/cluster.txt requirements/tools.sh tests/cluster/build.sh
 	@tests/cluster/build.sh && touch $@
 
 .venv-images/ready: requirements/images.txt requirements/install-images.sh

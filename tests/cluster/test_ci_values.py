@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.chart.charts import CI
 from tests.cluster.api import Api, Object
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.kubelet import Kubelet
-from tests.cluster.releases import CI, Helm
+from tests.cluster.releases import Helm
 from tests.cluster.surroundings import claim, prepare
 from tests.waiting import wait_until
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.chart.charts import CHART
 from tests.cluster.api import Api, Object, path
 from tests.cluster.kubelet import NODES, NOWHERE, Kubelet
-from tests.cluster.releases import CHART, Helm
+from tests.cluster.releases import Helm
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
