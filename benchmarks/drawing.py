@@ -15,7 +15,6 @@ def draw(path: Path, seconds: Mapping[str, Mapping[int, float]], floor_s: float,
         (line,) = axes.plot(sizes, [by_size[size] for size in sizes], marker="o", label=name)
         per_record = by_size[sizes[-1]] / sizes[-1]
         axes.plot(sizes, [per_record * size for size in sizes], ls=":", color=line.get_color())
-    sizes = sorted(max(seconds.values(), key=len))
     axes.plot(sizes, [floor_s * size / sizes[-1] for size in sizes], color="black", label="floor")
     axes.set(xlabel="records", ylabel="seconds", yscale="log", title=title)
     axes.legend(title="dotted: proportional")

@@ -15,13 +15,13 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import httpx2
 
+from benchmarks.quantile import quantile
 from benchmarks.submitting.books import count, unfinished
 from benchmarks.submitting.load import Clients, Submission
 from benchmarks.submitting.stand import Stand
@@ -56,11 +56,6 @@ def fsync_floor(folder: Path, times: int = 500) -> list[float]:
             os.fdatasync(file.fileno())
             taken.append(1000 * (time.perf_counter() - began))
     return sorted(taken)
-
-
-def at(values: Sequence[float], share: float) -> float:
-    """The value below which this share of the sorted ones lies."""
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 async def steady(clients: Clients, rate: float, seconds: float) -> list[Submission]:
@@ -117,8 +112,8 @@ async def measure(options: argparse.Namespace, stand: Stand, store: Store, secre
     half = await steady(clients, most / 2, options.seconds)
     times = [1000 * (submission.seconds or 0) for submission in half]
     print(
-        f"  at {most / 2:.0f} a second: p50 {statistics.median(times):.1f} ms, p99 {at(times, 0.99):.1f} ms, "
-        f"longest {max(times):.1f} ms of {len(times)}", flush=True,
+        f"  at {most / 2:.0f} a second: p50 {statistics.median(times):.1f} ms, "
+        f"p99 {quantile(times, 0.99):.1f} ms, longest {max(times):.1f} ms of {len(times)}", flush=True,
     )  # fmt: skip
     await _drained(store)
 
@@ -148,7 +143,7 @@ async def measure(options: argparse.Namespace, stand: Stand, store: Store, secre
         follower.cancel()
     return {
         **await _settled(clients, store, told),
-        "submit_p99_ms": round(at(times, 0.99), 1),
+        "submit_p99_ms": round(quantile(times, 0.99), 1),
         "per_second": round(most, 1),
         "kills": stand.kills.total(),
     }
@@ -210,7 +205,8 @@ def main() -> None:
             print(f"  load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
             floor = fsync_floor(home)
             print(
-                f"  floor: one fdatasync of 8 kB {at(floor, 0.5):.2f} ms, p99 {at(floor, 0.99):.2f} ms",
+                f"  floor: one fdatasync of 8 kB {quantile(floor, 0.5):.2f} ms, "
+                f"p99 {quantile(floor, 0.99):.2f} ms",
                 flush=True,
             )
             settings = StoreSettings(home=home, database_url=stand.postgres.url("hscr"))

@@ -65,10 +65,8 @@ def _no_drain() -> None:
 
     async def ready_with_active(self: agent.Agent, *, problem: str | None, answers: bool) -> None:
         active = self._store.releases.pointer().active
-        self._ready |= answers and active in {
-            None,
-            *self._probed,
-        }  # the previous one is not there to wait for
+        # Not the previous one, too: it is never there to wait for.
+        self._ready |= answers and active in {None, *self._probed}
         await take_stock(self, problem=problem, answers=answers)
 
     releases._desired_names = wanted

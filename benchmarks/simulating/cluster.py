@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from unittest.mock import patch
 
+from benchmarks.quantile import quantile
 from benchmarks.simulating.engine import ANSWER_TOKENS, Clock, Engine, Gpu
 from hscr.errors import Overloaded
 from hscr.records import Replica
@@ -37,8 +38,7 @@ class Outcome:
 
     def quantile(self, share: float) -> float:
         """Infinite when nothing was answered."""
-        ordered = sorted(self.seconds)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("inf")
+        return quantile(self.seconds, share) if self.seconds else float("inf")
 
     @property
     def p99(self) -> float:
@@ -58,41 +58,47 @@ class Gateway:
         self._admission = Admission(settings.max_in_flight, lambda: 1)
 
     def ask(self, outcome: Outcome, tokens: int) -> None:
-        """As service/engines.py does: the first of those serving, 429 when it is full, one more attempt."""
-        counts, asked_at = outcome.counts(self._cluster.clock.now), self._cluster.clock.now
-        held = ExitStack()
-        try:
-            held.enter_context(self._admission.slot())
-        except Overloaded:
-            outcome.rejected += counts
-            return
-        tried: set[str] = set()
-        while len(tried) < ATTEMPTS:
-            replica = next(iter(self.view.serving(None, without=tried)), None)
-            if replica is None or self.view.full(replica):
+        """Take a place and a replica, or refuse; `outcome` hears what becomes of the question."""
+        clock = self._cluster.clock
+        asked_at, counts = clock.now, outcome.counts(clock.now)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._admission.slot())
+                replica = self._chosen()
+            except Overloaded:
                 outcome.rejected += counts
-                held.close()
                 return
-            engine = self._cluster.engines[replica.id]
-            if engine.alive:
-                break
-            with self.view.asked(replica):
-                self.view.failed(replica)
-            tried.add(replica.id)
-        else:
-            outcome.broken += counts
-            held.close()
-            return
-        held.enter_context(self.view.asked(replica))
+            if replica is None:
+                outcome.broken += counts
+                return
+            stack.enter_context(self.view.asked(replica))
+            held = stack.pop_all()
 
         def done(completed: bool) -> None:
             held.close()
             (self.view.succeeded if completed else self.view.failed)(replica)
             if counts and completed:
-                outcome.seconds.append(self._cluster.clock.now - asked_at)
-            outcome.broken += not completed and outcome.counts(self._cluster.clock.now)
+                outcome.seconds.append(clock.now - asked_at)
+            outcome.broken += not completed and outcome.counts(clock.now)
 
-        engine.ask(tokens, done)
+        self._cluster.engines[replica.id].ask(tokens, done)
+
+    def _chosen(self) -> Replica | None:
+        """As service/engines.py does: the first of those serving, 429 when it is full, one more attempt.
+
+        None when every attempt met a dead engine. Raises Overloaded.
+        """
+        tried: set[str] = set()
+        while len(tried) < ATTEMPTS:
+            replica = next(iter(self.view.serving(None, without=tried)), None)
+            if replica is None or self.view.full(replica):
+                raise Overloaded("No replica is free.", remedy="Ask again.")
+            if self._cluster.engines[replica.id].alive:
+                return replica
+            with self.view.asked(replica):
+                self.view.failed(replica)
+            tried.add(replica.id)
+        return None
 
 
 class Cluster:
