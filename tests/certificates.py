@@ -1,7 +1,6 @@
 """A private certificate authority, a server's certificate of it, and TLS before a server that speaks none."""
 
 import asyncio
-import contextlib
 import ssl
 import subprocess
 import threading
@@ -62,8 +61,12 @@ class TlsFront:
 
 
 async def _pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):  # either side may go at any time
+    """What ends or breaks on one side does so on the other."""
+    try:
         while data := await source.read(65536):
             target.write(data)
             await target.drain()
-    target.close()
+    except ConnectionError:
+        target.transport.abort()
+    else:
+        target.close()

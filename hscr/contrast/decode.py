@@ -204,10 +204,11 @@ class _Batch:
                 memory.put(slots, part.memory, [place[rows[slot - start]] for slot in slots])
 
     def _reserve(self, memory: Memory, columns: int) -> None:
-        if self._compiled is not None and columns > memory.capacity:
+        if self._compiled is None:
+            memory.reserve(columns)
+        elif columns > memory.capacity:
             memory.reserve(math.ceil(columns / _COLUMNS) * _COLUMNS)
             memory.stay()
-        memory.reserve(columns)
 
     def _step(self) -> None:
         used = len(self.slots)
