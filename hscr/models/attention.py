@@ -10,12 +10,16 @@ from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "hscr_rows"
+
+# Not cuDNN's, which gives other bits each time that it attends to masked keys.
+_REPEATABLE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Memory:
@@ -200,9 +204,10 @@ def attend(
     sizes = [block.rows * block.width for block in blocks]
     parts = zip(*(torch.split(x[0].transpose(0, 1), sizes) for x in (query, key, value)), strict=True)
     found = []
-    for block, part in zip(blocks, parts, strict=True):
-        q, k, v = (x.view(block.rows, block.width, *x.shape[1:]).transpose(1, 2) for x in part)
-        found.append(block.attend(module.layer_idx, q, k, v, scaling).transpose(1, 2).flatten(0, 1))
+    with sdpa_kernel(_REPEATABLE):
+        for block, part in zip(blocks, parts, strict=True):
+            q, k, v = (x.view(block.rows, block.width, *x.shape[1:]).transpose(1, 2) for x in part)
+            found.append(block.attend(module.layer_idx, q, k, v, scaling).transpose(1, 2).flatten(0, 1))
     return torch.cat(found)[None], None
 
 

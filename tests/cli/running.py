@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HSCR = [sys.executable, "-c", "from hscr.cli import main; main()"]
+# A suite that runs in the background ignores SIGINT, and so would all that it starts.
+_HEARS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+HSCR = [sys.executable, "-c", f"{_HEARS_CTRL_C}; from hscr.cli import main; main()"]
 
 
 def clean_environment(**more: str) -> dict[str, str]:

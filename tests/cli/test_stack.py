@@ -121,7 +121,7 @@ def test_kill_9_of_gateway_and_relay_is_survived(up: Up, samples: Path) -> None:
 
 def test_ctrl_c_leaves_nothing_behind(up: Up) -> None:
     token = token_of(up.pids()["gateway"])
-    assert len(marked(token)) > len(PROCESSES), "the GPU child, at least, descends from them"
+    assert set(up.pids().values()) <= set(marked(token))
     assert up.stop() == 0
     assert marked(token) == []
     assert not (up.home / "stack.json").exists()
