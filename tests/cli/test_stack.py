@@ -119,9 +119,10 @@ def test_kill_9_of_gateway_and_relay_is_survived(up: Up, samples: Path) -> None:
     assert {name for name in PROCESSES if after[name] != before[name]} == {"gateway", "relay"}
 
 
-def test_ctrl_c_leaves_nothing_behind(up: Up) -> None:
+def test_ctrl_c_leaves_nothing_behind(up: Up, samples: Path) -> None:
+    up.json("dependence", up.json("ask", str(samples / "00.png"), "Is there a mass?")["id"])
     token = token_of(up.pids()["gateway"])
-    assert set(up.pids().values()) <= set(marked(token))
+    assert len(marked(token)) > len(PROCESSES), "the GPU child, at least, descends from them"
     assert up.stop() == 0
     assert marked(token) == []
     assert not (up.home / "stack.json").exists()
