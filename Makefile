@@ -1,6 +1,8 @@
 # The commands of this project. `make help` lists them.
 SHELL := /bin/bash
 PY := .venv/bin/python
+# Where it is set, each of a test's many processes would compile torch's and vLLM's sources again.
+unexport PYTHONDONTWRITEBYTECODE
 LOCKS := requirements/torch-cpu.txt requirements/torch-cuda.txt requirements/install.sh pyproject.toml
 
 .PHONY: help demo up test test-vllm test-demo test-faults test-chart test-cluster images test-images \
@@ -20,7 +22,7 @@ up: .venv/runtime $(ENGINE_READY) ## Start the stack and print its addresses; Ct
 	@exec .venv/bin/hscr up --engine $(ENGINE)
 
 test: .venv/dev .venv-images/ready ## The whole test suite: real Redis, real workers, real HTTP
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-vllm: .venv/dev .venv-vllm/ready ## What must hold on a real vLLM; installs its CPU build first (2.5 GB)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m vllm -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
