@@ -18,6 +18,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def _die(point: Path) -> None:
     except FileNotFoundError:
         return
     reached.write_text(f"{os.getpid()} {' '.join(sys.orig_argv)}")
-    os.kill(os.getpid(), number)
+    # To the thread: one for the process goes to its main thread, and this one would run on meanwhile.
+    signal.pthread_kill(threading.get_ident(), number)
 
 
 _FOLDER = armed(os.environ)

@@ -17,7 +17,7 @@ from hscr.stack import Ports, Stack
 from hscr.store.settings import StoreSettings
 from hscr.store.store import Store
 from tests.waiting import wait_until
-from tests.workers.harness import FAST
+from tests.workers.harness import FAST, state
 
 T = TypeVar("T")
 
@@ -118,10 +118,12 @@ class Stand:
 
         def act() -> None:
             wait_until(lambda: reached.exists() and reached.read_text(), seconds=SECONDS, what=point)
+            pid = self._death(point).pid
+            wait_until(lambda: state(pid) == "T", what=f"whoever reached {point} standing still")
             try:
                 action()
             finally:
-                os.kill(self._death(point).pid, signal.SIGCONT)
+                os.kill(pid, signal.SIGCONT)
 
         with ThreadPoolExecutor(1) as thread:
             acted = thread.submit(act)

@@ -138,10 +138,15 @@ def gpu_child(worker_pid: int) -> int | None:
     return None
 
 
+def state(pid: int) -> str:
+    """As ps shows it; T is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+
+
 def alive(pid: int) -> bool:
     """Whether the process runs; one that ended and was not waited for does not."""
     with contextlib.suppress(FileNotFoundError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return state(pid) != "Z"
     return False
 
 

@@ -20,7 +20,7 @@ from hscr.store.store import Store
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until
 from tests.workers.engines import Engine, loaded, register, replica, start_agent
-from tests.workers.harness import FAST, Processes, finished, migrated, submit, succeeded
+from tests.workers.harness import FAST, Processes, finished, migrated, state, submit, succeeded
 from tests.workers.proxy import CHAT, LOAD, UNLOAD, Proxy
 from workers.contract import ReleasePayload
 from workers.settings import EMBEDDED_MODEL, WorkerSettings
@@ -46,19 +46,19 @@ class Stand:
 
     def start(self, folders: list[Path], probes: list[Any]) -> None:
         """The second version serves and the first is the previous one."""
-        self.start_agent()
-        self.start_worker()
-        self.processes.relay()
-        self.processes.beat()
         for folder, probe in zip(folders, probes, strict=True):
             self.versions.append(register(self.store, EMBEDDED_MODEL, folder, probe).name)
-        for name in self.versions[:2]:
-            succeeded(self.store, self.release(name), seconds=90)
-        for name, folder in zip(self.versions, folders, strict=True):
+        for name, folder in zip(self.versions, folders, strict=True):  # an agent would unload what it asks
             self.engine.load("asked", folder)
             self.texts[name] = self.engine.answer("asked")
             self.engine.unload("asked")
         assert len(set(self.texts.values())) == 3, "an answer tells its version"
+        self.start_agent()
+        self.start_worker()
+        self.processes.relay()
+        self.processes.beat()
+        for name in self.versions[:2]:
+            succeeded(self.store, self.release(name), seconds=90)
 
     def start_agent(self) -> None:
         self.agent = start_agent(self.processes, self.engine, url=self.proxy.url)
@@ -138,11 +138,6 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def state(process: subprocess.Popen[bytes]) -> str:
-    """As ps shows it; T is stopped."""
-    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][0]
-
-
 @contextmanager
 def trigger(stand: Stand, table: str, when: str, action: str) -> Iterator[None]:
     """What the database does before a row of `table` changes so that `when` holds."""
@@ -204,7 +199,7 @@ def reported(stand: Stand, new: str) -> Iterator[Job]:
         load.wait()
         with stand.store.database.write():  # so that it is not stopped within a transaction of its own
             stand.worker.send_signal(signal.SIGSTOP)
-            wait_until(lambda: state(stand.worker) == "T", what="the worker standing still")
+            wait_until(lambda: state(stand.worker.pid) == "T", what="the worker standing still")
     try:
         wait_until(lambda: new in loaded(stand.store), what="the report")
         yield job
