@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hscr.models.attention import Memory
+from hscr.models.attention import Continuing, Memory
 from hscr.models.language import View
 from hscr.models.vlm import VLM
 from tests.tiny_llava import build, picture
@@ -83,6 +83,23 @@ def test_stepping_equals_reading_the_whole(vlm: VLM, visual: torch.Tensor) -> No
     # The context was not written to: it reads the same again.
     again = vlm.completion_logits(context, [[row.tolist()] for row in tokens])
     assert all(torch.equal(one[0], other[0]) for one, other in zip(expected, again, strict=True))
+
+
+@pytest.mark.parametrize("key_heads", [4, 2], ids=["a key head each", "grouped queries"])
+def test_a_compiled_step_attends_as_another(key_heads: int) -> None:
+    """The graphs are ours; the code that is made of them is not, and takes long to make."""
+    lengths = torch.tensor([0, 5, 7])
+    earlier = [torch.randn(3, key_heads, 9, 8) for _ in range(2)]
+    query, key, value = torch.randn(3, 4, 1, 8), *torch.randn(2, 3, key_heads, 1, 8)
+
+    def step(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return Continuing(Memory([(keys, values)], lengths), 8).attend(0, query, key, value, 0.3)
+
+    plain, compiled = ([x.clone() for x in earlier] for _ in range(2))
+    with torch.inference_mode():
+        found = torch.compile(step, backend="aot_eager", fullgraph=True)(*compiled)
+        torch.testing.assert_close(found, step(*plain))
+    assert all(map(torch.equal, compiled, plain)), "and remembers in the same place"
 
 
 def test_memory_moves_rows_whole(vlm: VLM, visual: torch.Tensor) -> None:
