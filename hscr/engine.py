@@ -6,13 +6,16 @@ its caller to decide.
 """
 
 import json
+import socket
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import aiohttp
+from aiohttp.connector import AddrInfoType
 from pydantic import Field
 
 from hscr.errors import EngineError, EngineInterrupted, EngineRejected, EngineUnavailable, InvalidInput
@@ -154,6 +157,8 @@ class EngineClient:
     """Speaks to one engine at `address` (base URL). Use as an async context manager, or call `close`.
 
     `timeout` bounds the silence between two reads, in seconds: of a whole answer, or between two deltas.
+    `connect_timeout` bounds how long the engine's host may confirm nothing: a packet lost on the way is found
+    out long before an engine is thought silent, also on a connection that was used before (RFC 5482).
 
     Every method may raise EngineUnavailable (no connection, no reply in time, or 502 to 504), EngineRejected
     (4xx, with its status) or EngineError (500, or a reply that is not the protocol's).
@@ -162,6 +167,7 @@ class EngineClient:
     def __init__(self, address: str, *, timeout: float = 120.0, connect_timeout: float = 5.0) -> None:
         self.address = address.rstrip("/")
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout, sock_read=timeout)
+        self._connect_timeout = connect_timeout
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -282,9 +288,24 @@ class EngineClient:
     def _http(self) -> aiohttp.ClientSession:
         # A session belongs to an event loop, which the constructor may not have yet.
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
+            connector = aiohttp.TCPConnector(
+                limit=0,
+                keepalive_timeout=KEEP_ALIVE_SECONDS,
+                socket_factory=partial(_socket, unconfirmed=self._connect_timeout),
+            )
             self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
         return self._session
+
+
+def _socket(address: AddrInfoType, *, unconfirmed: float) -> socket.socket:
+    """It breaks when the other host has confirmed nothing for some `unconfirmed` seconds, idle or not."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+        made.setsockopt(socket.IPPROTO_TCP, option, max(1, round(unconfirmed / 2)))
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * unconfirmed))
+    return made
 
 
 async def _frames(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:

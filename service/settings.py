@@ -34,7 +34,11 @@ class GatewaySettings(StoreSettings):
     image_threads: int = Field(default=2, ge=1, description="images decoded at once")
 
     request_deadline: float = Field(default=120.0, gt=0, description="of one answer, waiting included")
-    engine_connect_timeout: float = Field(default=5.0, gt=0, description="for a connection to an engine")
+    engine_connect_timeout: float = Field(
+        default=5.0,
+        gt=0,
+        description="for a connection to an engine, and for its host to confirm what was sent",
+    )
     engine_silence: float = Field(default=60.0, gt=0, description="longest pause between two engine reads")
     client_silence: float = Field(
         default=30.0, gt=0, description="a client that takes nothing this long loses its stream"

@@ -56,9 +56,16 @@ class PostgresServer:
     """
 
     def __init__(
-        self, *, durable: bool = False, parent: Path | None = None, certificates: Certificates | None = None
+        self,
+        *,
+        durable: bool = False,
+        parent: Path | None = None,
+        certificates: Certificates | None = None,
+        address: str = "127.0.0.1",
     ) -> None:
+        """address: where it listens, and who can reach that may log in."""
         self.port = free_port()
+        self._address = address
         self.certificates = certificates
         self._programs = require_programs()
         self._durable = durable
@@ -69,7 +76,7 @@ class PostgresServer:
 
     def url(self, database: str = "postgres") -> str:
         """As a person would write it: without a driver."""
-        return f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://{USER}:{PASSWORD}@{self._address}:{self.port}/{database}"
 
     @property
     def log(self) -> Path:
@@ -81,7 +88,7 @@ class PostgresServer:
             self._init()
         durable = "on" if self._durable else "off"
         options = {
-            "listen_addresses": "127.0.0.1", "port": str(self.port),
+            "listen_addresses": self._address, "port": str(self.port),
             "unix_socket_directories": str(self._folder),
             # On in any case: it keeps a commit over `kill`, and fsync over a power cut.
             "fsync": durable, "synchronous_commit": "on", "full_page_writes": durable,
@@ -165,6 +172,8 @@ class PostgresServer:
             ],
             check=True, capture_output=True, cwd=self._folder, **_identity(),
         )  # fmt: skip
+        with (self._folder / "data" / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all samenet scram-sha-256\n")
         if self.certificates is not None:
             self._speak_tls(self.certificates)
 

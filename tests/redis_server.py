@@ -2,6 +2,7 @@
 
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -14,24 +15,31 @@ from tests.waiting import wait_until
 class RedisServer:
     """Appends every write to disk before it answers, so that `kill -9` loses nothing it confirmed."""
 
-    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, durable: bool = True, address: str = "127.0.0.1", within: Sequence[str] = ()
+    ) -> None:
+        """within: what runs a command on the host of a test (tests/workers/hosts.py)."""
         self.port = free_port()
+        self._address = address
+        self._within = within
         self._folder = folder
         self._durable = durable
         self._process: subprocess.Popen[bytes] | None = None
 
     def url(self, database: int = 0) -> str:
-        return f"redis://127.0.0.1:{self.port}/{database}"
+        return f"redis://{self._address}:{self.port}/{database}"
 
     def start(self) -> Self:
         durable = "yes" if self._durable else "no"
         options = {
-            "bind": "127.0.0.1", "port": str(self.port), "dir": str(self._folder),
+            "bind": self._address, "protected-mode": "no", "port": str(self.port), "dir": str(self._folder),
             "appendonly": durable, "appendfsync": "always", "save": "", "databases": "100",
         }  # fmt: skip
         arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
         with (self._folder / "redis.log").open("ab") as log:
-            self._process = subprocess.Popen([str(get_binary_path()), *arguments], stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                [*self._within, str(get_binary_path()), *arguments], stdout=log, stderr=log
+            )
         wait_until(self._answers, what="Redis answering")
         return self
 

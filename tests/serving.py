@@ -7,7 +7,7 @@ import signal
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,13 +21,15 @@ START_SECONDS = 240
 class EngineProcess:
     """Started and killed by hand, or by `with`. What it prints is shown beside a test that fails."""
 
-    def __init__(self, kind: EngineKind, serving: Serving, *options: str) -> None:
+    def __init__(self, kind: EngineKind, serving: Serving, *options: str, within: Sequence[str] = ()) -> None:
+        """within: what runs a command on the host of a test (tests/workers/hosts.py)."""
         self.kind = kind
         self.model = serving.name
         self.folder = serving.model
         self.address = f"http://{serving.host}:{serving.port}"
         self._command = serving.command(kind)
         self._options = options
+        self._within = within
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -38,7 +40,7 @@ class EngineProcess:
     def start(self) -> None:
         """Returns once it answers."""
         environment = os.environ | self._command.environment
-        command = [*self._command.arguments, *self._options]
+        command = [*self._within, *self._command.arguments, *self._options]
         self._process = subprocess.Popen(command, env=environment, start_new_session=True)
         wait_until(self._answers, seconds=START_SECONDS, what=f"the start of {self.kind}")
 

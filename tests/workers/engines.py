@@ -74,7 +74,7 @@ def start_agent(
     *,
     url: str | None = None,
     name: str = "one",
-    **environment: str,
+    **options: Any,
 ) -> subprocess.Popen[bytes]:
     """The agent called `name`, which reaches the engine at `url` if that is not the engine's own."""
     return processes.start(
@@ -84,7 +84,7 @@ def start_agent(
         HSCR_MODEL_PATH=str(EMBEDDED_MODEL),
         HSCR_RETRY_SECONDS="0.5",
         HSCR_UNLOAD_GRACE_SECONDS="0.2",
-        **environment,
+        **options,
     )
 
 

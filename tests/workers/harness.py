@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,16 @@ class Processes:
         self._running: list[subprocess.Popen[bytes]] = []
         self._number = count()
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, *arguments: str, within: Sequence[str] = (), **environment: str
+    ) -> subprocess.Popen[bytes]:
         """`python -m ARGUMENTS` with the settings as its environment."""
         values = self._settings.model_dump(exclude_none=True)
         given = {f"HSCR_{name.upper()}": str(value) for name, value in values.items()}
         name = f"{next(self._number)}-{arguments[0]}.log"
         with (self._folder / name).open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
+                [*within, sys.executable, "-m", *arguments],
                 env={**os.environ, **given, **environment},
                 stdout=log,
                 stderr=log,
@@ -78,13 +81,13 @@ class Processes:
         self._running.append(process)
         return process
 
-    def relay(self) -> subprocess.Popen[bytes]:
-        return self.start("workers.outbox")
+    def relay(self, **options: Any) -> subprocess.Popen[bytes]:
+        return self.start("workers.outbox", **options)
 
-    def worker(self, queues: str, concurrency: int = 1, **environment: str) -> subprocess.Popen[bytes]:
-        options = ["--pool=threads", f"--concurrency={concurrency}", "-Q", queues, "-l", "INFO"]
+    def worker(self, queues: str, concurrency: int = 1, **options: Any) -> subprocess.Popen[bytes]:
+        arguments = ["--pool=threads", f"--concurrency={concurrency}", "-Q", queues, "-l", "INFO"]
         lean = ["--without-gossip", "--without-mingle", "-n", f"w{next(self._number)}@test"]
-        return self.start("celery", "-A", "workers.app", "worker", *options, *lean, **environment)
+        return self.start("celery", "-A", "workers.app", "worker", *arguments, *lean, **options)
 
     def beat(self, **environment: str) -> subprocess.Popen[bytes]:
         return self.start("celery", "-A", "workers.app", "beat", "-l", "INFO", **environment)

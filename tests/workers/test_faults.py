@@ -117,9 +117,11 @@ def made(
 ) -> Iterator[Stand]:
     stand = Stand(tmp_path_factory.mktemp("faults"), running)
     with stand.proxy:
-        stand.start(folders, probes)
-        yield stand
-        stand.stop()
+        try:
+            stand.start(folders, probes)
+            yield stand
+        finally:
+            stand.stop()
 
 
 @pytest.fixture
