@@ -9,9 +9,11 @@ from tests.waiting import wait_until
 SECRETS = {
     "hscr": ["postgres-password", "study-secret", "database-url", "redis-url", "keda-connection"],
     "hscr-database": ["database-url"],
+    "hscr-first-key": ["api-key"],
     "hscr-redis": ["redis-url"],
     "hscr-study": ["study-secret"],
     "hscr-test": ["api-key"],
+    "platform-ca": ["ca.crt"],
 }
 """What ci/ files and docs tell to make before the installation, by name, with its keys."""
 

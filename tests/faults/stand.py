@@ -130,6 +130,10 @@ class Stand:
             yield
             acted.result()
 
+    def passed(self, point: str) -> None:
+        """Wait until the point was reached, if it is armed at all."""
+        wait_until(lambda: not self._armed((point,)), seconds=60, what=point)
+
     def _arm(self, point: str, number: signal.Signals) -> None:
         (self.faults / f"{point}{REACHED}").unlink(missing_ok=True)
         aside = self.faults / f"{point}.aside"
