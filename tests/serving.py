@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from hscr.engine import EngineClient
+from hscr.errors import HscrError
+from hscr.gateway_http import Http
 from hscr.serving import EngineKind, Serving
 from tests.waiting import wait_until
 
@@ -116,3 +118,12 @@ class EngineProcess:
                 return reply.status == 200
         except urllib.error.URLError:
             return False
+
+
+def ready(gateway: Http) -> bool:
+    """Whether it takes questions."""
+    try:
+        gateway.get("/readyz")
+    except HscrError:
+        return False
+    return True

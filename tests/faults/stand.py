@@ -9,13 +9,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
-from hscr.errors import EngineError, HscrError, Overloaded, StoreError
+from hscr.errors import EngineError, Overloaded, StoreError
 from hscr.faults import BUILD, FOLDER, REACHED
 from hscr.gateway_http import GatewayUnreachable, Http
 from hscr.records import Role
 from hscr.stack import Ports, Stack
 from hscr.store.settings import StoreSettings
 from hscr.store.store import Store
+from tests.serving import ready
 from tests.waiting import wait_until
 from tests.workers.harness import FAST, state
 
@@ -102,7 +103,7 @@ class Stand:
         try:
             yield deaths
             with suppress(AssertionError):  # who is left is named below
-                wait_until(lambda: not self._armed(points), seconds=60, what="the last death")
+                self.passed(*points)
         finally:
             never = self._armed(points)
             for point in never:
@@ -130,9 +131,9 @@ class Stand:
             yield
             acted.result()
 
-    def passed(self, point: str) -> None:
-        """Wait until the point was reached, if it is armed at all."""
-        wait_until(lambda: not self._armed((point,)), seconds=60, what=point)
+    def passed(self, *points: str) -> None:
+        """Wait until those of the points that are armed were reached."""
+        wait_until(lambda: not self._armed(points), seconds=60, what=f"someone at {', '.join(points)}")
 
     def _arm(self, point: str, number: signal.Signals) -> None:
         (self.faults / f"{point}{REACHED}").unlink(missing_ok=True)
@@ -166,18 +167,13 @@ class Stand:
             try:
                 found.append(call())
             except (GatewayUnreachable, EngineError, Overloaded, StoreError):
-                return not wait_until(self._ready, seconds=SECONDS, what="a gateway that is ready")
+                return not wait_until(
+                    lambda: ready(self.operator), seconds=SECONDS, what="a gateway that is ready"
+                )
             return True
 
         wait_until(answered, seconds=SECONDS, what="an answer of the gateway")
         return found[0]
-
-    def _ready(self) -> bool:
-        try:
-            self.operator.get("/readyz")
-        except HscrError:
-            return False
-        return True
 
     def post(self, client: Http, path: str, body: dict[str, Any], key: str) -> dict[str, Any]:
         return self.insist(lambda: client.post(path, body, idempotency_key=key))

@@ -13,13 +13,14 @@ from hscr.engine import ChatRequest
 from hscr.learn.probe import probe_adapter
 from hscr.models.digest import model_digest
 from hscr.models.vlm import VLM
-from hscr.records import AdapterVersion, PreferenceRecord, Replica, Response
+from hscr.records import AdapterVersion, Job, PreferenceRecord, Replica, Response
 from hscr.serving import EngineKind, Serving
 from hscr.store.blobs import bytes_digest
 from hscr.store.releases import add_adapter
 from hscr.store.store import Store
 from tests.serving import EngineProcess
-from tests.workers.harness import Processes, png
+from tests.workers.harness import Processes, png, submit
+from workers.contract import ReleasePayload
 from workers.settings import EMBEDDED_MODEL
 
 SEEN = timedelta(seconds=5)
@@ -88,7 +89,23 @@ def start_agent(
     )
 
 
+def release(store: Store, version: str) -> Job:
+    """Submitted, whatever its evaluation says."""
+    payload = ReleasePayload(version_name=version, actor="key_1", reason="a test", override=True)
+    return submit(store, payload)
+
+
+def replicas(store: Store) -> dict[str, Replica]:
+    """Those that reported lately, by name."""
+    return {replica.id: replica for replica in store.releases.replicas(seen_within=SEEN)}
+
+
+def loaded_by_each(store: Store) -> dict[str, set[str]]:
+    return {name: set(replica.loaded) for name, replica in replicas(store).items()}
+
+
 def replica(store: Store) -> Replica | None:
+    """The only one."""
     live = store.releases.replicas(seen_within=SEEN)
     return live[0] if live else None
 

@@ -19,10 +19,9 @@ from hscr.records import Job, JobState, Pointer
 from hscr.store.store import Store
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until
-from tests.workers.engines import Engine, loaded, register, replica, start_agent
-from tests.workers.harness import FAST, Processes, finished, migrated, state, submit, succeeded
+from tests.workers.engines import Engine, loaded, register, release, replica, start_agent
+from tests.workers.harness import FAST, Processes, finished, migrated, state, succeeded
 from tests.workers.proxy import CHAT, LOAD, UNLOAD, Proxy
-from workers.contract import ReleasePayload
 from workers.settings import EMBEDDED_MODEL, WorkerSettings
 
 
@@ -80,8 +79,7 @@ class Stand:
         return next(v for v in self.versions if v not in (self.pointer.active, self.pointer.previous))
 
     def release(self, version: str) -> Job:
-        payload = ReleasePayload(version_name=version, actor="key_1", reason="a test", override=True)
-        return submit(self.store, payload)
+        return release(self.store, version)
 
     def settled(self, active: str) -> None:
         """Pointer, replica, engine and answers agree on `active` and the version before it."""

@@ -14,10 +14,9 @@ from hscr.records import Job, JobState, Replica
 from hscr.store.store import Store
 from tests.redis_server import RedisServer, free_port
 from tests.waiting import wait_until
-from tests.workers.engines import SEEN, Engine, register, start_agent
-from tests.workers.harness import FAST, Processes, finished, migrated, submit, succeeded
+from tests.workers.engines import Engine, loaded_by_each, register, release, replicas, start_agent
+from tests.workers.harness import FAST, Processes, finished, migrated, succeeded
 from tests.workers.proxy import LOAD, Proxy
-from workers.contract import ReleasePayload
 from workers.settings import EMBEDDED_MODEL, WorkerSettings
 
 NAMES = ("one", "two", "three")
@@ -57,14 +56,13 @@ class Fleet:
         self.store.close()
 
     def replicas(self) -> dict[str, Replica]:
-        return {replica.id: replica for replica in self.store.releases.replicas(seen_within=SEEN)}
+        return replicas(self.store)
 
     def loaded(self) -> dict[str, set[str]]:
-        return {name: set(replica.loaded) for name, replica in self.replicas().items()}
+        return loaded_by_each(self.store)
 
     def release(self, version: str) -> Job:
-        payload = ReleasePayload(version_name=version, actor="key_1", reason="a test", override=True)
-        return submit(self.store, payload)
+        return release(self.store, version)
 
     def agreed(self, *versions: str) -> None:
         """Every replica reports these versions and no other, and its engine holds no other."""
