@@ -7,6 +7,7 @@ from hscr.config import EvaluateConfig, GenerateConfig, RerankConfig
 from hscr.errors import Forbidden, InvalidConfig
 from hscr.faults import fault_point
 from hscr.records import ApiKey, Job, JobKind
+from hscr.store.jobs import Asked
 from service.bodies import request_digest
 from service.state import State
 from workers.contract import Payload
@@ -36,7 +37,7 @@ class Submission:
         """The job, durable by now; the one that the same Idempotency-Key made before, if there is one."""
         job = Job(kind=self._kind, payload=payload.stored(), key_id=self._key.id)
         fault_point("job.asked")
-        job = await self._state.db(self._state.store.jobs.submit, job, idempotency=self._identity)
+        job = await self._state.submit(Asked(job, self._identity))
         fault_point("job.submitted", self._kind)
         return self._located(job)
 

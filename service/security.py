@@ -8,7 +8,7 @@ from hscr.errors import Forbidden, NotFound, Unauthenticated
 from hscr.records import Answer, ApiKey, Role
 from hscr.store.store import Store
 from service.settings import GatewaySettings
-from service.threads import Threads
+from service.threads import Threads, Together
 
 _RANK = {Role.CLIENT: 0, Role.REVIEWER: 1, Role.OPERATOR: 2}
 
@@ -23,6 +23,7 @@ class Authenticator:
         self._store = store
         self._threads = threads
         self._settings = settings
+        self._known = Together(threads, store.keys.verify_all)
 
     async def caller(self, headers: Mapping[str, str]) -> ApiKey:
         """Raises Unauthenticated."""
@@ -36,7 +37,7 @@ class Authenticator:
     async def _of_header(self, header: str) -> ApiKey:
         scheme, _, secret = header.partition(" ")
         bearer = scheme.lower() == "bearer"
-        key = await self._threads(self._store.keys.verify, secret.strip()) if bearer else None
+        key = await self._known(secret.strip()) if bearer else None
         if key is None:
             raise Unauthenticated("The API key is unknown or revoked.", remedy=REMEDY)
         return key

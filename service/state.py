@@ -5,7 +5,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from hscr.records import Job
 from hscr.store.check import last_findings
+from hscr.store.jobs import Asked
 from hscr.store.store import Store
 from service.engines import EnginePool
 from service.limits import Admission
@@ -13,7 +15,7 @@ from service.metrics import Metrics
 from service.pointer import PointerWatcher
 from service.security import Authenticator
 from service.settings import GatewaySettings
-from service.threads import Threads
+from service.threads import Threads, Together
 
 
 @dataclass
@@ -25,12 +27,13 @@ class Leaving:
 
 @dataclass(frozen=True)
 class State:
-    """`db` runs store calls and `images` decodes, each in its own bounded threads."""
+    """`db` runs store calls and `images` decodes, each in its own bounded threads; `submit` keeps jobs."""
 
     settings: GatewaySettings
     metrics: Metrics
     store: Store
     db: Threads
+    submit: Together[Asked, Job]
     images: Threads
     engines: EnginePool
     pointer: PointerWatcher
@@ -62,6 +65,7 @@ async def opened(settings: GatewaySettings, metrics: Metrics, leaving: Leaving) 
             metrics=metrics,
             store=store,
             db=db,
+            submit=Together(db, store.jobs.submit_all),
             images=images,
             engines=engines,
             pointer=pointer,

@@ -26,6 +26,7 @@ from hscr.store.disk import disk_errors
 
 BUSY_TIMEOUT_MS = 15_000
 WRITE = "hscr_write"
+_POOL: dict[str, Any] = {"pool_size": 15, "max_overflow": 0}  # an overflow would be connected anew each time
 _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 _POSTGRES: dict[str, Any] = {
     "connect_timeout": 5,
@@ -49,10 +50,10 @@ class Database:
         """Raises StoreError for what is no URL of a database this store speaks to."""
         self.url = database_url(url)
         if self.url.get_backend_name() == "sqlite":
-            self._engine = self._reader = self._looker = create_engine(self.url)
+            self._engine = self._reader = self._looker = create_engine(self.url, **_POOL)
             _prepare_sqlite(self._engine, self.url)
         else:
-            self._engine = create_engine(self.url, connect_args=_POSTGRES)
+            self._engine = create_engine(self.url, **_POOL, connect_args=_POSTGRES)
             _prepare_postgresql(self._engine)
             self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ")
             self._looker = self._engine.execution_options(isolation_level="AUTOCOMMIT")

@@ -5,17 +5,17 @@ which raises the attempt number, and every write of a task happens inside `fence
 attempt.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Self
 
 from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select, update
 
-from hscr.errors import Conflict, HscrError, LeaseLost, NotFound
+from hscr.errors import Conflict, HscrError, IdempotencyConflict, LeaseLost, NotFound
 from hscr.records import Job, JobEvent, JobKind, JobState, now
 from hscr.store.database import Database
-from hscr.store.keys import claim_idempotency, find_idempotency
+from hscr.store.keys import Claim, claim_idempotency, claim_new, find_idempotency
 from hscr.store.sightings import Sightings
 from hscr.store.tables import job_events, jobs, outbox
 
@@ -26,24 +26,41 @@ _NEW_JOB, _DUE, _TOLD = insert(jobs), insert(outbox).inline(), insert(job_events
 _FIELDS = [column for column in jobs.c if column.name in Job.model_fields]
 
 
+class Asked(NamedTuple):
+    """A job that somebody asks for. `idempotency` is (key, request digest), scoped to the job's API key."""
+
+    job: Job
+    idempotency: tuple[str, str] | None = None
+
+    @property
+    def claim(self) -> Claim | None:
+        if self.idempotency is None:
+            return None
+        return Claim(self.job.key_id or "local", *self.idempotency, self.job.id)
+
+
 class Jobs:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._leases = Sightings(trusting=True)
 
     def submit(self, job: Job, *, idempotency: tuple[str, str] | None = None) -> Job:
-        """Make the job durable and due. `idempotency` is (key, request digest), scoped to the job's API key.
+        """Make the job durable and due.
 
         Returns the earlier job when the same request came before. Raises IdempotencyConflict.
         """
+        (outcome,) = self.submit_all([Asked(job, idempotency)])
+        if isinstance(outcome, HscrError):
+            raise outcome
+        return outcome
+
+    def submit_all(self, asked: Sequence[Asked]) -> list[Job | IdempotencyConflict]:
+        """`submit` for each, and all made durable by one commit."""
         with self._database.write() as connection:
-            if idempotency is not None:
-                key, request_digest = idempotency
-                known = claim_idempotency(connection, job.key_id or "local", key, request_digest, job.id)
-                if known is not None:
-                    return _get(connection, known)
-            submit_in(connection, job)
-        return job
+            claims = [each.claim for each in asked if each.claim is not None]
+            new = claim_new(connection, claims)
+            _submit_in(connection, [each.job for each in asked if each.claim is None or each.job.id in new])
+            return [_outcome(connection, each, new) for each in asked]
 
     def repeated(self, owner: str, key: str, request_digest: str) -> Job | None:
         """The job this request made before under its idempotency key. Raises IdempotencyConflict."""
@@ -269,9 +286,27 @@ def cancel_in(connection: Connection, job_id: str) -> Job:
 
 def submit_in(connection: Connection, job: Job) -> None:
     """Row, outbox entry and first event in the caller's transaction."""
-    connection.execute(_NEW_JOB, {**job.model_dump(), "last_event": 1})
-    connection.execute(_DUE, {"job_id": job.id, "kind": job.kind, "created_at": now()})
-    _write_event(connection, job.id, 1, "state", {"state": job.state})
+    _submit_in(connection, [job])
+
+
+def _submit_in(connection: Connection, new: Sequence[Job]) -> None:
+    if not new:
+        return
+    connection.execute(_NEW_JOB, [{**job.model_dump(), "last_event": 1} for job in new])
+    connection.execute(_DUE, [{"job_id": job.id, "kind": job.kind, "created_at": now()} for job in new])
+    connection.execute(_TOLD, [_told(job.id, 1, "state", {"state": job.state}) for job in new])
+
+
+def _outcome(connection: Connection, asked: Asked, new: Set[str]) -> Job | IdempotencyConflict:
+    if asked.claim is None or asked.job.id in new:
+        return asked.job
+    owner, key, request_digest, _ = asked.claim
+    try:
+        known = find_idempotency(connection, owner, key, request_digest)
+    except IdempotencyConflict as conflict:
+        return conflict
+    assert known is not None, "a key that is not new has a resource"
+    return _get(connection, known)
 
 
 def _forgotten(moment: datetime, unclaimed_for: timedelta) -> Select[str]:
@@ -347,8 +382,11 @@ def _event(connection: Connection, job_id: str, kind: str, data: dict[str, Any])
 
 
 def _write_event(connection: Connection, job_id: str, seq: int, kind: str, data: dict[str, Any]) -> None:
-    values = {"job_id": job_id, "seq": seq, "type": kind, "data": data, "created_at": now()}
-    connection.execute(_TOLD, values)
+    connection.execute(_TOLD, _told(job_id, seq, kind, data))
+
+
+def _told(job_id: str, seq: int, kind: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {"job_id": job_id, "seq": seq, "type": kind, "data": data, "created_at": now()}
 
 
 def _problem(error: HscrError) -> dict[str, str]:

@@ -3,8 +3,9 @@
 import hashlib
 import re
 import secrets
+from collections.abc import Sequence, Set
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, bindparam, insert, select, update
 
@@ -12,12 +13,14 @@ from hscr.errors import Conflict, IdempotencyConflict, InvalidInput, NotFound
 from hscr.records import ApiKey, Role, new_id, now
 from hscr.store.database import Database
 from hscr.store.tables import api_keys, idempotency_keys
-from hscr.store.writers import add_once, ensuring
+from hscr.store.writers import add_new, ensuring
 
 PREFIX = "hscr_sk_"
 _SECRET = re.compile(rf"{PREFIX}[A-Za-z0-9_-]{{43,}}")
 _NEW_SECRET = "`echo hscr_sk_$(openssl rand -hex 32)` makes a secret."
-_LIVE = select(api_keys).where(api_keys.c.hash == bindparam("hash"), api_keys.c.revoked_at.is_(None))
+_LIVE = select(api_keys).where(
+    api_keys.c.hash.in_(bindparam("hashes", expanding=True)), api_keys.c.revoked_at.is_(None)
+)
 
 
 class Keys:
@@ -75,9 +78,15 @@ class Keys:
 
     def verify(self, secret: str) -> ApiKey | None:
         """The live key with this secret, or None."""
+        return self.verify_all([secret])[0]
+
+    def verify_all(self, secrets: Sequence[str]) -> list[ApiKey | None]:
+        """`verify` for each, by one query."""
+        hashes = [_hash(secret) for secret in secrets]
         with self._database.look() as connection:
-            row = connection.execute(_LIVE, {"hash": _hash(secret)}).mappings().first()
-        return None if row is None else _key(dict(row))
+            rows = connection.execute(_LIVE, {"hashes": sorted(set(hashes))}).mappings().all()
+        live = {row["hash"]: _key(dict(row)) for row in rows}
+        return [live.get(each) for each in hashes]
 
     def page(self) -> list[ApiKey]:
         with self._database.read() as connection:
@@ -96,6 +105,15 @@ class Keys:
             return connection.execute(query).first() is not None
 
 
+class Claim(NamedTuple):
+    """An idempotency key for the resource that its request is about to make."""
+
+    owner: str
+    key: str
+    request_digest: str
+    resource: str
+
+
 def claim_idempotency(
     connection: Connection, owner: str, key: str, request_digest: str, resource: str
 ) -> str | None:
@@ -104,11 +122,20 @@ def claim_idempotency(
     Returns None when the key is new, else the id of the resource that the first request made.
     Raises IdempotencyConflict when the first request had another body.
     """
-    _check_length(key)
-    values = {"owner": owner, "key": key, "request_digest": request_digest, "resource": resource}
-    if add_once(connection, idempotency_keys, created_at=now(), **values):
+    if claim_new(connection, [Claim(owner, key, request_digest, resource)]):
         return None
     return find_idempotency(connection, owner, key, request_digest)
+
+
+def claim_new(connection: Connection, claims: Sequence[Claim]) -> Set[str]:
+    """Bind each key that is new, in the caller's transaction; the resources of those that were.
+
+    In the order of the keys, so that two writers with the same ones do not wait for each other.
+    """
+    for claim in claims:
+        _check_length(claim.key)
+    rows = [{**claim._asdict(), "created_at": now()} for claim in sorted(claims)]
+    return add_new(connection, idempotency_keys, idempotency_keys.c.resource, rows)
 
 
 def find_idempotency(connection: Connection, owner: str, key: str, request_digest: str) -> str | None:

@@ -171,7 +171,7 @@ outbox = Table(
     Column("job_id", String(80), ForeignKey("jobs.id"), nullable=False, index=True),
     Column("kind", String(20), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
-    Column("sent_at", UtcDateTime, index=True),
+    Column("sent_at", UtcDateTime),
 )  # fmt: skip
 
 adapters = Table(
@@ -277,3 +277,5 @@ version_leases = Table(
 
 Index("ix_preferences_live", preferences.c.consent, preferences.c.method, preferences.c.created_at)
 Index("ix_jobs_kind_state", jobs.c.kind, jobs.c.state)
+_DUE = outbox.c.sent_at.is_(None)
+Index("ix_outbox_due", outbox.c.id, sqlite_where=_DUE, postgresql_where=_DUE)

@@ -12,11 +12,11 @@ before it began, so here every transaction that decides by what it reads holds w
 Locks are taken in the order job, idempotency key, `referring`, rows; so no two writers wait for each other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, select
+from sqlalchemy import Column, Connection, Table, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 _INSERT: dict[str, Callable[[Table], Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
@@ -32,7 +32,16 @@ def upsert(connection: Connection, table: Table) -> Any:
 
 def add_once(connection: Connection, table: Table, **values: Any) -> bool:
     """Insert unless a row with one of the table's keys is there, also if it is only about to be."""
-    return connection.execute(_add_once(connection.dialect.name, table), values).first() is not None
+    return bool(add_new(connection, table, next(iter(table.primary_key)), [values]))
+
+
+def add_new(
+    connection: Connection, table: Table, told: Column[Any], rows: Sequence[Mapping[str, Any]]
+) -> set[Any]:
+    """`add_once` for each row; what the column `told` has in those that were inserted."""
+    if not rows:
+        return set()
+    return set(connection.execute(_add_new(connection.dialect.name, table, told), rows).scalars())
 
 
 def put(connection: Connection, table: Table, **values: Any) -> None:
@@ -41,8 +50,8 @@ def put(connection: Connection, table: Table, **values: Any) -> None:
 
 
 @cache  # building a statement takes as long as sending it
-def _add_once(dialect: str, table: Table) -> Any:
-    return _INSERT[dialect](table).on_conflict_do_nothing().returning(*table.primary_key)
+def _add_new(dialect: str, table: Table, told: Column[Any]) -> Any:
+    return _INSERT[dialect](table).on_conflict_do_nothing().returning(told)
 
 
 @cache

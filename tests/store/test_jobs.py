@@ -2,13 +2,15 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 
 from hscr.errors import Conflict, IdempotencyConflict, JobCancelled, LeaseLost, NotFound
 from hscr.records import Job, JobKind, JobState
-from hscr.store.jobs import MAX_FAILURES
+from hscr.store.jobs import MAX_FAILURES, Asked
 from hscr.store.store import Store
 
 LEASE = timedelta(seconds=30)
@@ -51,6 +53,41 @@ def test_idempotency_keys_of_two_owners_do_not_meet(store: Store) -> None:
     first = store.jobs.submit(Job(kind=JobKind.GENERATE, key_id="a"), idempotency=("key", "digest"))
     other = store.jobs.submit(Job(kind=JobKind.GENERATE, key_id="b"), idempotency=("key", "other"))
     assert first.id != other.id
+
+
+def test_jobs_asked_for_together_are_each_made_found_again_or_refused(store: Store) -> None:
+    known = store.jobs.submit(Job(kind=JobKind.GENERATE), idempotency=("known", "digest"))
+    new, twin, plain, again, other = (Job(kind=JobKind.SCORE, payload={"n": n}) for n in range(5))
+    made, same, without, found, refused = store.jobs.submit_all(
+        [
+            Asked(new, ("new", "digest")),
+            Asked(twin, ("new", "digest")),
+            Asked(plain),
+            Asked(again, ("known", "digest")),
+            Asked(other, ("known", "other")),
+        ]
+    )
+    assert made == same
+    assert made in (new, twin)
+    assert (without, found) == (plain, known)
+    assert isinstance(refused, IdempotencyConflict)
+    assert {job.id for job in store.jobs.page()} == {known.id, plain.id, made.id}
+    assert sorted(job_id for _, job_id, _ in store.jobs.due()) == sorted([known.id, plain.id, made.id])
+    for job in (plain, made):
+        assert [(event.seq, event.data["state"]) for event in store.jobs.events(job.id)] == [(1, "queued")]
+
+
+def test_a_look_at_the_outbox_takes_as_long_however_much_was_sent(store: Store) -> None:
+    store.jobs.submit_all([Asked(Job(kind=JobKind.SCORE)) for _ in range(2000)])
+    store.jobs.mark_sent([entry for entry, _, _ in store.jobs.due(limit=2000)])
+    asked: list[tuple[str, Any]] = []
+    event.listen(store.database._reader, "before_cursor_execute", lambda *call: asked.append(call[2:4]))
+    assert store.jobs.due() == []
+    explain = {"sqlite": "EXPLAIN QUERY PLAN ", "postgresql": "EXPLAIN "}
+    with store.database.read() as connection:
+        statement, parameters = next(call for call in asked if "outbox" in call[0])
+        plan = connection.exec_driver_sql(explain[connection.dialect.name] + statement, parameters).all()
+    assert "ix_outbox_due" in str(plan)
 
 
 def test_only_one_worker_claims_a_job(store: Store) -> None:

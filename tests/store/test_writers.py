@@ -11,7 +11,7 @@ from sqlalchemy import Connection, delete, func, select, text, update
 from hscr.errors import Conflict, Gone
 from hscr.records import Job, JobKind, JobState
 from hscr.store.answers import hold_image
-from hscr.store.jobs import submit_in
+from hscr.store.jobs import Asked, submit_in
 from hscr.store.keys import claim_idempotency
 from hscr.store.preferences import add_skip, add_source
 from hscr.store.releases import add_adapter, add_dependence, promote_in
@@ -72,6 +72,19 @@ def test_of_eight_equal_requests_one_makes_a_job(store: Store) -> None:
         )
         assert len({job.id for job in submitted}) == 1
     assert len(store.jobs.page()) == 1
+
+
+def test_requests_that_two_gateways_get_in_opposite_order_make_each_job_once(store: Store) -> None:
+    def submitted(order: int) -> set[str]:
+        keys = [f"key-{n}" for n in range(60)][::order]
+        asked = [Asked(Job(kind=JobKind.GENERATE), (key, "digest")) for key in keys]
+        return {outcome.id for outcome in store.jobs.submit_all(asked) if isinstance(outcome, Job)}
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(submitted, [1, -1] * 20))
+    assert {len(ids) for ids in answers} == {60}
+    assert len(set.union(*answers)) == 60
+    assert len(store.jobs.page(limit=200)) == 60
 
 
 def test_a_job_that_ends_while_it_is_cancelled_has_ended(store: Store) -> None:
