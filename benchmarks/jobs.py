@@ -33,7 +33,7 @@ from hscr.store.settings import StoreSettings
 from hscr.store.store import Store
 from tests.postgres_server import programs
 
-_CONCURRENCIES = (8, 16, 32)
+_CONCURRENCIES = (8, 16, 32, 64)
 _FOLLOWED = 25
 _AGAIN = 200
 _DRAIN_SECONDS = 1200.0

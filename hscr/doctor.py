@@ -20,6 +20,7 @@ from hscr.models.digest import model_digest, template_digest
 from hscr.probes import http_ok, redis_trouble
 from hscr.processes import choose_port
 from hscr.stack import PHANTOM
+from hscr.store.blobs import open_blobs
 from hscr.store.database import Database, database_url
 from hscr.store.settings import StoreSettings
 
@@ -59,7 +60,11 @@ class Surroundings(NamedTuple):
 
     @property
     def settings(self) -> StoreSettings:
-        return StoreSettings(home=self.home, database_url=self.environment.get("HSCR_DATABASE_URL"))
+        return StoreSettings(
+            home=self.home,
+            database_url=self.environment.get("HSCR_DATABASE_URL"),
+            blobs_url=self.environment.get("HSCR_BLOBS_URL"),
+        )
 
 
 def examine(home: Path, url: str, environment: Mapping[str, str]) -> list[Check]:
@@ -131,6 +136,18 @@ def memory(_around: Surroundings) -> Check:
 
 
 def blobs(around: Surroundings) -> Check:
+    return _folder(around) if around.settings.blobs_url is None else _bucket(around.settings)
+
+
+def _bucket(settings: StoreSettings) -> Check:
+    try:
+        open_blobs(settings).publish("doctor", b"hscr")
+    except StoreError as error:
+        return Check("Object store", Status.WRONG, error.detail, error.remedy)
+    return Check("Object store", Status.OK, f"{settings.blobs_url} takes what is written")
+
+
+def _folder(around: Surroundings) -> Check:
     folder = around.settings.blobs
     try:
         with tempfile.TemporaryFile(dir=_existing(folder)) as file:

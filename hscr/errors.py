@@ -28,6 +28,7 @@ HscrError
 │   ├── StoreFull                no space is left for rows or bytes: everything goes on when there is
 │   ├── StoreReadOnly            the disk of rows or bytes was made read-only
 │   ├── DatabaseUnavailable      the database is away or did not answer: nothing was kept, try again
+│   ├── ObjectStoreUnavailable   the bucket of the bytes is away or refuses: nothing was kept, try again
 │   └── SchemaOutdated           the database's revision is not the code's
 ├── JobCancelled                 somebody asked the job to stop
 └── DependencyMissing            an optional package or program is not installed
@@ -209,6 +210,11 @@ class DatabaseUnavailable(StoreError):
 
     slug = "database-unavailable"
     title = "The database is away or did not answer"
+
+
+class ObjectStoreUnavailable(StoreError):
+    slug = "object-store-unavailable"
+    title = "The object store is away, did not answer or refused"
 
 
 class SchemaOutdated(StoreError):

@@ -3,13 +3,12 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from hscr.records import Job
-from hscr.store.check import last_findings
 from hscr.store.jobs import Asked
 from hscr.store.store import Store
 from service.engines import EnginePool
+from service.findings import LastFindings
 from service.limits import Admission
 from service.metrics import Metrics
 from service.pointer import PointerWatcher
@@ -37,6 +36,7 @@ class State:
     images: Threads
     engines: EnginePool
     pointer: PointerWatcher
+    findings: LastFindings
     admission: Admission
     authenticator: Authenticator
     study_key: bytes
@@ -57,9 +57,14 @@ async def opened(settings: GatewaySettings, metrics: Metrics, leaving: Leaving) 
         stack.push_async_callback(pointer.close)
         await pointer.start()
         metrics.watch_pointer(lambda: pointer.pointer.epoch, lambda: pointer.age)
-        found = partial(last_findings, settings.blobs)
-        lost = {"image": lambda: len(found().lost_images), "adapter": lambda: len(found().lost_adapters)}
-        metrics.watch_store(lambda: pointer.trouble is None, lost)
+        findings = LastFindings(store.blobs, db)
+        metrics.watch_store(
+            lambda: pointer.trouble is None,
+            {
+                "image": lambda: len(findings.found.lost_images),
+                "adapter": lambda: len(findings.found.lost_adapters),
+            },
+        )
         yield State(
             settings=settings,
             metrics=metrics,
@@ -69,6 +74,7 @@ async def opened(settings: GatewaySettings, metrics: Metrics, leaving: Leaving) 
             images=images,
             engines=engines,
             pointer=pointer,
+            findings=findings,
             admission=Admission(settings.max_in_flight, engines.retry_after),
             authenticator=Authenticator(store, db, settings),
             study_key=settings.study_key(),

@@ -13,6 +13,7 @@ from hscr.store.store import Store
 from tests.postgres_server import PostgresServer
 from tests.postgres_server import serving as serving_postgres
 from tests.redis_server import free_port
+from tests.s3_server import S3Server
 from tests.serving import EngineProcess
 
 SLOWEST_FIRST = ("workers", "cli", "demo", "engine", "service")
@@ -45,6 +46,14 @@ def store(settings: StoreSettings) -> Iterator[Store]:
 def postgres() -> Iterator[PostgresServer]:
     """A server that forgets on a power cut, which is nothing to most tests."""
     yield from serving_postgres()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An object store, to ask for a bucket of one's own."""
+    server = S3Server(tmp_path_factory.mktemp("s3")).start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture(scope="session")

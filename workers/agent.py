@@ -180,7 +180,7 @@ class Agent:
         name = version.name
         if not version.well_named:
             raise AdapterRefused(f"{name!r} is no name of these files.", remedy="Train a new version.")
-        folder = self._store.blobs.folder(version.digest).absolute()
+        folder = (await asyncio.to_thread(self._store.blobs.folder, version.digest)).absolute()
         if present.get(name) == str(folder):
             return  # this agent's work, before it was started again
         base = self._settings.model_path

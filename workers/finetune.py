@@ -50,7 +50,8 @@ def finetune(services: Services, lease: Lease) -> Done:
     def write(connection: Connection) -> None:
         if not all_live(connection, records):
             raise AttemptOver("a study that it was trained on was deleted meanwhile")
-        services.store.blobs.folder(digest)
+        if not services.store.blobs.holds_folder(digest):
+            raise AttemptOver("the adapter's files went before it was registered")
         add_adapter(connection, version, records)
 
     return Done(

@@ -264,7 +264,7 @@ def _options(settings: WorkerSettings, events: int) -> list[str]:
         "device": settings.device,
         "dtype": settings.dtype,
         "threads": settings.torch_threads,
-        "blobs": settings.blobs,
+        "home": settings.home,
     }
     return [f"--{name}={value}" for name, value in options.items()]
 

@@ -22,6 +22,8 @@ from typing import Any
 
 from hscr.errors import HscrError
 from hscr.faults import fault_point
+from hscr.store.blobs import open_blobs
+from hscr.store.settings import StoreSettings
 from workers.logs import configure
 
 log = logging.getLogger("workers.gpu_child")
@@ -68,7 +70,8 @@ def main() -> None:
 
     gc.freeze()
     gc.enable()
-    bench = Workbench(options.model, options.device, options.dtype, options.blobs, options.threads)
+    blobs = open_blobs(StoreSettings(home=options.home))
+    bench = Workbench(options.model, options.device, options.dtype, blobs, options.threads)
     while True:
         request = requests.get()
         _serve(bench, request, Channel(request["id"], options.events, stops))
@@ -110,7 +113,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--blobs", type=Path, required=True)
+    parser.add_argument("--home", type=Path, required=True)
     return parser.parse_args()
 
 

@@ -40,10 +40,10 @@ class Channel(Protocol):
 class Workbench:
     """One model on one device; what a task needs of its weights is loaded at the first one and stays."""
 
-    def __init__(self, model: Path, device: str, dtype: str, blobs: Path, threads: int) -> None:
+    def __init__(self, model: Path, device: str, dtype: str, blobs: Blobs, threads: int) -> None:
         torch.set_num_threads(threads)
         self._where = (model, device, dtype)
-        self._blobs = Blobs(blobs)
+        self._blobs = blobs
 
     @cached_property
     def vlm(self) -> VLM:

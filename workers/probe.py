@@ -51,7 +51,7 @@ async def check_shift(engine: EngineClient, base: str, version: AdapterVersion, 
     token. Without any image, since all were deleted, a text shows that the adapter does something.
     """
     differs, tokens = False, list[Token]()
-    for item, image in _available(version.probe.get("items", []), blobs):
+    for item, image in await asyncio.to_thread(_available, version.probe.get("items", []), blobs):
         # One answer after another: whoever waits for one of their own goes first.
         adapted, plain = await asyncio.gather(
             *(engine.read(_given(name, item, image)) for name in (version.name, base))

@@ -68,5 +68,7 @@ imagePullPolicy: {{ .root.Values.images.pullPolicy }}
 {{- if gt (int (.Values.settings.agent.adapter_slots | default 4)) (int .Values.engine.maxLoras) }}{{ fail "settings.agent.adapter_slots is larger than engine.maxLoras: the engine has no room for them." }}{{ end -}}
 {{- if and .Values.networkPolicy.enabled (not .Values.postgres.enabled) (not .Values.networkPolicy.database) }}{{ fail "The database is outside and egress is closed: name it in networkPolicy.database (or set postgres.enabled, or networkPolicy.enabled=false)." }}{{ end -}}
 {{- if and .Values.networkPolicy.enabled (not .Values.redis.enabled) (not .Values.networkPolicy.redis) }}{{ fail "Redis is outside and egress is closed: name it in networkPolicy.redis (or set redis.enabled, or networkPolicy.enabled=false)." }}{{ end -}}
+{{- if and .Values.networkPolicy.enabled .Values.objectStore.url (not .Values.networkPolicy.objectStore) }}{{ fail "The object store is outside and egress is closed: name it in networkPolicy.objectStore (or set networkPolicy.enabled=false)." }}{{ end -}}
+{{- if and .Values.objectStore.url .Values.state.existingClaim }}{{ fail "objectStore.url and state.existingClaim name two places for images and adapters: leave one of them empty." }}{{ end -}}
 {{- if and .Values.gateway.httpRoute.enabled (not .Values.gateway.httpRoute.parentRefs) }}{{ fail "gateway.httpRoute.enabled needs gateway.httpRoute.parentRefs: the Gateway to attach to." }}{{ end -}}
 {{- end }}

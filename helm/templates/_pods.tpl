@@ -65,7 +65,7 @@ securityContext:
 resources: {{ toYaml $resources | nindent 2 }}
 {{- end }}
 
-{{/* Where the rows and the queue are: (dict "root" $ "queue" true). */}}
+{{/* Where the rows, the queue and the bytes are: (dict "root" $ "queue" true "blobs" true). */}}
 {{- define "hscr.storeEnv" -}}
 - {name: HSCR_HOME, value: {{ .root.Values.state.mountPath | quote }}}
 {{- if .root.Values.postgres.enabled }}
@@ -82,6 +82,24 @@ resources: {{ toYaml $resources | nindent 2 }}
 {{- else }}
 - name: HSCR_REDIS_URL
   valueFrom: {secretKeyRef: {name: {{ .root.Values.secrets.redis }}, key: redis-url}}
+{{- end }}
+{{- end }}
+{{- if and .blobs .root.Values.objectStore.url }}
+- {name: HSCR_BLOBS_URL, value: {{ .root.Values.objectStore.url | quote }}}
+{{- with .root.Values.objectStore.endpoint }}
+- {name: HSCR_S3_ENDPOINT, value: {{ . | quote }}}
+{{- if $.root.Values.tls.existingCaSecret }}
+- {name: SSL_CERT_FILE, value: /etc/hscr/ca/ca.crt}
+{{- end }}
+{{- end }}
+{{- with .root.Values.objectStore.region }}
+- {name: HSCR_S3_REGION, value: {{ . | quote }}}
+{{- end }}
+{{- with .root.Values.secrets.objectStore }}
+- name: HSCR_S3_ACCESS_KEY_ID
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: access-key-id}}
+- name: HSCR_S3_SECRET_ACCESS_KEY
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: secret-access-key}}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -105,7 +123,7 @@ resources: {{ toYaml $resources | nindent 2 }}
 {{- include "hscr.caMount" . }}
 {{- end }}
 
-{{/* The CA of an external database and queue, where whoever reaches them has it. */}}
+{{/* The CA of an external database, queue and object store, where whoever reaches them has it. */}}
 {{- define "hscr.caMount" }}
 {{- if .Values.tls.existingCaSecret }}
 - {name: ca, mountPath: /etc/hscr/ca, readOnly: true}
@@ -127,7 +145,11 @@ resources: {{ toYaml $resources | nindent 2 }}
 
 {{- define "hscr.stateVolume" -}}
 - name: state
+  {{- if .Values.objectStore.url }}
+  emptyDir: {}
+  {{- else }}
   persistentVolumeClaim: {claimName: {{ .Values.state.existingClaim | default (printf "%s-state" (include "hscr.name" .)) }}}
+  {{- end }}
 {{- include "hscr.caVolume" . }}
 {{- end }}
 

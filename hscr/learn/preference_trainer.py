@@ -20,7 +20,7 @@ from hscr.errors import InvalidConfig
 from hscr.learn.examples import Example, Examples, Order, Pictures, collate
 from hscr.learn.objective import objective
 from hscr.learn.tally import Tally
-from hscr.learn.tree import sequence_logps, tree_inputs
+from hscr.learn.tree import mean_logits, sequence_logps, tree_inputs
 from hscr.models.vlm import VLM
 
 Logps = dict[str, Tensor]
@@ -77,10 +77,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers ships no
         """This micro-batch's share of the step's loss; `num_items_in_batch` counts the step's records."""
         examples, counts = inputs["examples"], inputs["counts"]
         reference = self._reference_of(model, examples)
-        logps = self._logps(model, examples)
+        logits = self._logits(model, examples)
+        logps = sequence_logps(logits, examples)
         counted = [example for example, one in zip(examples, counts.tolist(), strict=True) if one]
         losses, values = objective(logps[counts], reference[counts], counted, self._config)
-        self._tally.add(values)
+        self._tally.add(values | mean_logits(logits, examples, counts))
         total = counts.sum() if num_items_in_batch is None else num_items_in_batch
         # Processes' gradients are averaged, and the mean is over the records of all of them.
         loss = losses.sum() / total * self.args.world_size
@@ -114,8 +115,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers ships no
         self._vlm.adapters.train_mode()
 
     def _logps(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        logits = model(**tree_inputs(examples, self.args.device), **self._images(examples)).logits[0]
-        return sequence_logps(logits, examples)
+        return sequence_logps(self._logits(model, examples), examples)
+
+    def _logits(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+        return model(**tree_inputs(examples, self.args.device), **self._images(examples)).logits[0]
 
     def _images(self, examples: Sequence[Example]) -> dict[str, Any]:
         if self.sharded:

@@ -74,3 +74,23 @@ def sequence_logps(logits: Tensor, examples: Sequence[Example], at_once: int = _
     totals = iter([row.sum() for row in sums])
     rowwise = [torch.stack([next(totals) for _ in example.completions]) for example in examples]
     return pad_sequence(rowwise, batch_first=True)
+
+
+def mean_logits(logits: Tensor, examples: Sequence[Example], counted: Tensor) -> dict[str, Tensor]:
+    """fp32 means over the vocabulary before each token of preferred answers and of others, by TRL's names.
+
+    logits: [M, V] as for `sequence_logps`; of the examples only those that `counted` [B] names.
+    """
+    means = logits.detach().mean(-1, dtype=torch.float32)
+    kept = [
+        (counts and not number, counts and number > 0, len(answer))
+        for example, counts in zip(examples, counted.tolist(), strict=True)
+        for number, answer in enumerate(example.completions)
+    ]
+    chosen, rejected, lengths = (
+        torch.tensor(column, device=means.device) for column in zip(*kept, strict=True)
+    )
+    return {
+        "logits/chosen": means[chosen.repeat_interleave(lengths)],
+        "logits/rejected": means[rejected.repeat_interleave(lengths)],
+    }

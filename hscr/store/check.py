@@ -1,16 +1,12 @@
 """Whether rows and files agree: files that no row names can go, rows whose files are gone are told."""
 
-import json
 import time
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 from pydantic import Field
 
-from hscr.errors import NotFound
 from hscr.records import Record
-from hscr.store.blobs import READY
+from hscr.store.blobs import Blobs
 from hscr.store.store import Store
 
 _LAST = "last-check.json"
@@ -32,20 +28,22 @@ class Findings(Record):
 
 def check(store: Store, *, older_than: timedelta) -> Findings:
     """Compare all files with all rows. Files younger than `older_than` may be waiting for their row."""
+    before = time.time() - older_than.total_seconds()
     versions = store.releases.adapters(limit=None)
     known = {version.digest for version in versions}
     unheld, missing = [], []
     for prefix in (f"{number:02x}" for number in range(256)):
         held = store.images.held(prefix)
-        there = {path.name: path for path in _entries(store.blobs.root / "sha256" / prefix)}
-        unheld += [name for name in sorted(there.keys() - held) if _old(there[name], older_than)]
+        there = store.blobs.stored(prefix)
+        unheld += sorted(digest for digest in there.keys() - held if there[digest] < before)
         missing += sorted(held - there.keys())
-    folders = [folder for folder in _entries(store.blobs.root / "folders") if folder.name not in known]
+    folders = store.blobs.folders()
+    unknown = sorted(digest for digest in folders.keys() - known if folders[digest] < before)
     return Findings(
         unheld_images=tuple(unheld),
-        unknown_folders=tuple(each.name for each in folders if _old(_youngest(each), older_than)),
+        unknown_folders=tuple(unknown),
         lost_images=tuple(store.images.lost(missing)),
-        lost_adapters=tuple(version.name for version in versions if not _whole(store, version.digest)),
+        lost_adapters=tuple(v.name for v in versions if not store.blobs.holds_folder(v.digest)),
     )
 
 
@@ -61,33 +59,7 @@ def keep_findings(store: Store, findings: Findings) -> None:
     store.blobs.publish(_LAST, findings.model_dump_json().encode())
 
 
-def last_findings(root: Path) -> Findings:
-    """Of the blobs under `root`; of a store that was never checked there are none."""
-    try:
-        return Findings.model_validate(json.loads((root / _LAST).read_text()))
-    except FileNotFoundError:
-        return Findings()
-
-
-def _whole(store: Store, digest: str) -> bool:
-    try:
-        store.blobs.folder(digest)
-    except NotFound:
-        return False
-    return True
-
-
-def _old(path: Path, older_than: timedelta) -> bool:
-    try:
-        return path.stat().st_mtime < time.time() - older_than.total_seconds()
-    except FileNotFoundError:
-        return False
-
-
-def _youngest(folder: Path) -> Path:
-    ready = folder / READY
-    return ready if ready.exists() else folder
-
-
-def _entries(folder: Path) -> Iterator[Path]:
-    return folder.iterdir() if folder.is_dir() else iter(())
+def last_findings(blobs: Blobs) -> Findings:
+    """Of a store that was never checked there are none."""
+    kept = blobs.published(_LAST)
+    return Findings() if kept is None else Findings.model_validate_json(kept)

@@ -5,7 +5,7 @@ from typing import Self
 
 from hscr.errors import SchemaOutdated, StoreError
 from hscr.store.answers import Answers
-from hscr.store.blobs import Blobs
+from hscr.store.blobs import Blobs, open_blobs
 from hscr.store.database import Database
 from hscr.store.disk import Disk
 from hscr.store.images import Images
@@ -41,7 +41,7 @@ class Store:
             raise
         except StoreError as error:
             raise disk.trouble() or error from error
-        return cls(database, Blobs(settings.blobs), disk)
+        return cls(database, open_blobs(settings), disk)
 
     def close(self) -> None:
         self.database.close()

@@ -61,6 +61,7 @@ async def readyz(state: Gateway) -> Readiness:
 )
 async def metrics(state: Gateway) -> Response:
     """Counts and times; no label says anything about a patient. Research use only."""
+    await state.findings.look()
     return Response(state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -1,6 +1,7 @@
 """Each broken thing is named with its fix; nothing that is merely absent is called wrong."""
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from hscr.doctor import Check, Status, examine
 from hscr.store.database import Database
 from tests.cli.running import hscr
 from tests.postgres_server import PASSWORD, PostgresServer
+from tests.s3_server import S3Server
 
 CLOSED = "127.0.0.1:9"
 """The discard port: nothing listens there."""
@@ -141,3 +143,16 @@ def test_the_command_exits_1_when_something_is_wrong(tmp_path: Path, free_url: s
     wrong = [each["name"] for each in json.loads(broken.stdout) if each["status"] == "wrong"]
     assert wrong == ["Redis"]
     assert hscr("doctor", "--home", str(tmp_path), HSCR_URL=free_url).returncode == 0
+
+
+def test_an_object_store_that_takes_what_is_written_and_one_that_is_away(
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.bucket().items():
+        monkeypatch.setenv(f"HSCR_{name.upper()}", value)
+    found = check("Object store", tmp_path, HSCR_BLOBS_URL=os.environ["HSCR_BLOBS_URL"])
+    assert found.status is Status.OK, found
+    monkeypatch.setenv("HSCR_S3_ENDPOINT", f"http://{CLOSED}")
+    found = check("Object store", tmp_path, HSCR_BLOBS_URL=os.environ["HSCR_BLOBS_URL"])
+    assert found.status is Status.WRONG
+    assert "HSCR_S3_ENDPOINT" in found.fix

@@ -8,6 +8,7 @@ from tests.waiting import wait_until
 
 SECRETS = {
     "hscr": ["postgres-password", "study-secret", "database-url", "redis-url", "keda-connection"],
+    "hscr-bucket": ["access-key-id", "secret-access-key"],
     "hscr-database": ["database-url"],
     "hscr-first-key": ["api-key"],
     "hscr-redis": ["redis-url"],

@@ -65,7 +65,7 @@ def test_it_becomes_ready_and_leaves_nothing(
     )
     helm("uninstall", "hscr", "--wait", "--timeout", "240s")
     kept = set()
-    if not values.get("state", {}).get("existingClaim"):
+    if not (values.get("state", {}).get("existingClaim") or values.get("objectStore", {}).get("url")):
         kept.add("persistentvolumeclaims/hscr-state")
     for service in ("postgres", "redis"):
         if values.get(service, {}).get("enabled"):

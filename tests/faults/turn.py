@@ -32,6 +32,7 @@ from hscr.store.tables import (
     version_leases,
 )
 from tests.faults.stand import SECONDS, Stand
+from tests.stored import images_in
 from tests.waiting import wait_until
 from tests.workers.harness import RANDOM
 
@@ -238,7 +239,7 @@ class Turn:
             "leases": len(leases),
             "candidate": pointer.candidate,
             "replica": len(live) != 1 or not live[0].ready or set(live[0].loaded) != kept,
-            "images": held ^ set(blobs.digests()),
+            "images": held ^ images_in(store),
             "folders": digests ^ {path.name for path in (blobs.root / "folders").iterdir()},
             "aside": [path.name for path in (blobs.root / "aside").iterdir()],
             "scratch": [path.name for path in (self.stand.home / "work").iterdir()],

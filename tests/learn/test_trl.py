@@ -113,5 +113,5 @@ def test_16_loss_and_gradient_equal_trls(vlm: VLM, folder: Path, tmp_path: Path,
     assert float((flat - reference).norm() / reference.norm()) < 1e-4
     if levels == 1:
         for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
-                     "logps/chosen", "logps/rejected"):  # fmt: skip
+                     "logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected"):  # fmt: skip
             assert logs[name] == pytest.approx(metrics[name], abs=1e-4), name

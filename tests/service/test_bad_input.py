@@ -14,6 +14,7 @@ from hscr.store.database import Database
 from hscr.store.settings import StoreSettings
 from hscr.store.store import Store
 from tests.service.conftest import IMAGE, QUESTION, b64, chat_body, equip, serving
+from tests.stored import images_in
 
 SECRET = "Doe^Jane"
 
@@ -30,7 +31,7 @@ def gateway(engine, tmp_path_factory):
         with serving(settings, store, max_body_bytes=2_000_000) as gateway:
             yield gateway
         assert store.answers.page() == []
-        assert list(store.blobs.digests()) == []
+        assert images_in(store) == set()
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -8,6 +8,7 @@ import pytest
 from hscr.errors import HscrError
 from hscr.records import Job, JobKind, JobState, Role
 from tests.service.conftest import IMAGE, QUESTION, b64
+from tests.stored import images_in
 from tests.waiting import wait_until
 
 LEASE = timedelta(minutes=5)
@@ -64,7 +65,7 @@ def test_a_job_that_cannot_be_leaves_nothing_behind(gateway, store, body, status
     assert (reply.status_code, reply.json()["type"]) == (status, f"/problems/{slug}")
     assert store.jobs.page() == []
     assert store.preferences.pending("any") == []
-    assert list(store.blobs.digests()) == []
+    assert images_in(store) == set()
 
 
 def test_operators_submit_fine_tunes_and_evaluations(gateway, store):

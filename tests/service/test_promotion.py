@@ -8,6 +8,7 @@ from hscr.store.releases import add_adapter, add_evaluation
 from service.examples import EXAMPLES
 from service.schemas import Outcomes
 from tests.service.conftest import VERSIONS, adapter, replica
+from tests.stored import images_in
 from tests.waiting import wait_until
 
 A, B = VERSIONS
@@ -156,7 +157,7 @@ def test_the_whole_lineage_and_its_deletion(gateway, store):
     assert gateway.get(f"/v1/answers/{asked['id']}", headers=client).status_code == 410
     assert gateway.ask(headers=client, study="s-9").status_code == 410
     assert store.preferences.page() == []
-    assert list(store.blobs.digests()) == []
+    assert images_in(store) == set()
 
 
 def test_the_lineage_of_the_base_model_has_no_adapter(gateway):

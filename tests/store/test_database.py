@@ -7,7 +7,6 @@ import pytest
 
 from hscr.errors import NotFound, SchemaOutdated, StoreError
 from hscr.records import Role
-from hscr.store.blobs import READY, Blobs, folder_digest
 from hscr.store.database import Database
 from hscr.store.settings import StoreSettings
 from hscr.store.store import Store
@@ -59,44 +58,3 @@ def test_keys_are_hashed_at_rest_and_die_when_revoked(store: Store, tmp_path: Pa
     assert store.keys.verify(secret) is None
     with pytest.raises(NotFound):
         store.keys.revoke(key.id)
-
-
-def test_blobs_are_named_by_content_and_damage_is_noticed(tmp_path: Path) -> None:
-    blobs = Blobs(tmp_path)
-    digest = blobs.put(b"pixels")
-    assert blobs.put(b"pixels") == digest
-    assert blobs.get(digest) == b"pixels"
-    assert list(blobs.digests()) == [digest]
-    blobs.path(digest).write_bytes(b"rot")
-    with pytest.raises(StoreError, match="damaged"):
-        blobs.get(digest)
-    blobs.delete(digest)
-    with pytest.raises(NotFound):
-        blobs.get(digest)
-
-
-def test_a_folder_without_its_marker_does_not_exist(tmp_path: Path) -> None:
-    source = tmp_path / "adapter"
-    source.mkdir()
-    (source / "adapter_model.safetensors").write_bytes(b"weights")
-    blobs = Blobs(tmp_path / "blobs")
-    digest = blobs.put_folder(source)
-    assert digest == folder_digest(source) == folder_digest(blobs.folder(digest))
-    (blobs.folder_path(digest) / READY).unlink()
-    with pytest.raises(NotFound):
-        blobs.folder(digest)
-    assert blobs.put_folder(source) == digest, "a half-written folder is written again"
-    assert (blobs.folder(digest) / "adapter_model.safetensors").read_bytes() == b"weights"
-    (blobs.folder(digest) / "adapter_model.safetensors").write_bytes(b"rot")
-    assert blobs.put_folder(source) == digest, "a damaged one as well"
-    assert folder_digest(blobs.folder(digest)) == digest
-
-
-@pytest.mark.parametrize(
-    "name", ["..", "../../etc/passwd", "/etc/passwd", "", "a" * 63, "A" * 64, "a" * 64 + "\n"]
-)
-def test_no_name_leads_out_of_the_blobs(tmp_path: Path, name: str) -> None:
-    blobs = Blobs(tmp_path)
-    for look in (blobs.path, blobs.get, blobs.exists, blobs.delete, blobs.folder_path, blobs.folder):
-        with pytest.raises(NotFound):
-            look(name)

@@ -32,6 +32,7 @@ from hscr.store.settings import StoreSettings
 from hscr.store.store import Store
 from hscr.store.tables import answers, metadata
 from tests.store.make import answer, source
+from tests.stored import images_in
 
 PRIVATE = "Jane-Doe"
 NOW = timedelta(0)
@@ -192,7 +193,7 @@ def test_deletions_and_uploads_at_once_lose_nothing(settings: StoreSettings, sto
             assert store.blobs.get(digest) == b"pixels", f"lost in round {number}"
     _, unheld = store.preferences.delete_study("study-30", "key")
     assert store.images.drop_unheld(unheld) == [digest]
-    assert list(store.blobs.digests()) == []
+    assert images_in(store) == set()
 
 
 def test_feedback_after_the_image_expired_trains_nothing(store: Store) -> None:
@@ -233,12 +234,12 @@ def test_the_check_finds_files_without_rows_and_rows_without_files(store: Store,
         lost_adapters=(adapter().name,),
     )
     repair(store, found)
-    assert set(store.blobs.digests()) == {young, held}
+    assert images_in(store) == {young, held}
     with pytest.raises(NotFound):
         store.blobs.folder(folder)
-    assert last_findings(store.blobs.root) == Findings()
+    assert last_findings(store.blobs) == Findings()
     keep_findings(store, found)
-    assert last_findings(store.blobs.root) == found
+    assert last_findings(store.blobs) == found
     assert check(store, older_than=NOW).unheld_images == (young,)
 
 

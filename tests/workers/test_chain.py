@@ -15,6 +15,8 @@ from hscr.store.answers import hold_image
 from hscr.store.releases import add_dependence
 from hscr.store.store import Store
 from tests.postgres_server import PostgresServer, programs
+from tests.s3_server import S3Server
+from tests.stored import images_in
 from tests.waiting import wait_until
 from tests.workers.engines import Engine, loaded, probe, register, replica, start_agent
 from tests.workers.harness import RANDOM, Processes, finished, make_adapter, submit, succeeded
@@ -37,8 +39,9 @@ TRAINING = FinetuneConfig(rank=4, epochs=2, learning_rate=5e-5)
 
 
 @pytest.fixture
-def settings(settings: WorkerSettings, request: pytest.FixtureRequest) -> WorkerSettings:
-    """On PostgreSQL, where there is one; `make test-demo` runs the same loop on SQLite."""
+def settings(settings: WorkerSettings, s3: S3Server, request: pytest.FixtureRequest) -> WorkerSettings:
+    """On a bucket, and on PostgreSQL where there is one; `make test-demo` runs the same loop without."""
+    settings = settings.model_copy(update=s3.bucket())
     if not programs() and not os.environ.get("HSCR_REQUIRE_POSTGRES"):
         return settings
     server: PostgresServer = request.getfixturevalue("postgres")
@@ -86,11 +89,14 @@ def release(store: Store, version: str | None, *, override: bool = False) -> Job
 
 @pytest.mark.timeout(400)
 def test_the_loop(store: Store, processes: Processes, engine: Engine, tmp_path: Path) -> None:
+    """No process shares a disk with another, but the agent with its engine."""
     number = add_corrections(store, 30)
-    start_agent(processes, engine)
-    processes.relay()
-    processes.worker("control,evaluate", concurrency=2, HSCR_MODEL_PATH=MODEL)
-    processes.worker("generate,score,finetune", HSCR_MODEL_PATH=MODEL)
+    homes = {name: str(tmp_path / name) for name in ("agent", "relay", "control", "gpu")}
+    start_agent(processes, engine, HSCR_HOME=homes["agent"])
+    processes.relay(HSCR_HOME=homes["relay"])
+    control = {"HSCR_MODEL_PATH": MODEL, "HSCR_HOME": homes["control"]}
+    processes.worker("control,evaluate", concurrency=2, **control)
+    processes.worker("generate,score,finetune", HSCR_MODEL_PATH=MODEL, HSCR_HOME=homes["gpu"])
 
     # From corrections to a judged version, each job submitted by the one before.
     training = FinetunePayload(config=TRAINING, method="random", evaluate=EVALUATE)
@@ -128,6 +134,8 @@ def test_the_loop(store: Store, processes: Processes, engine: Engine, tmp_path: 
     refused = release(store, ruined)
     assert (refused.state, (refused.error or {})["slug"]) == (JobState.FAILED, "gate-refused")
     assert (store.releases.pointer().active, store.releases.pointer().candidate) == (good, None)
+    kept = {path.name for home in homes.values() for path in Path(home).rglob("*") if path.is_file()}
+    assert not kept & images_in(store), "an image stays in the bucket alone"
 
     # Where the ruined one serves, the good one passes, and replaces it by itself.
     assert release(store, ruined, override=True).state is JobState.SUCCEEDED

@@ -226,7 +226,7 @@ def test_seeing_loads_no_language_model(store: Store, tmp_path: Path) -> None:
             return False
 
     ((png, question, text),) = examples(1)
-    bench = Workbench(EMBEDDED_MODEL, "cpu", "float32", store.blobs.root, 1)
+    bench = Workbench(EMBEDDED_MODEL, "cpu", "float32", store.blobs, 1)
     arguments = {"image": store.blobs.put(png), "question": question, "text": text, "out": str(tmp_path)}
     seen = bench.run("see", arguments | {"dropping": Dropping(masks=2).model_dump()}, Channel())
     assert "vlm" not in vars(bench), "the whole model was loaded"

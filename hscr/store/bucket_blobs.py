@@ -1,0 +1,178 @@
+"""Blobs in a bucket of an S3-compatible object store, for processes that share no disk.
+
+The bucket alone counts. An image is read from it each time, because a copy elsewhere would outlive its
+deletion; an adapter's folder is copied to this machine once, and checked, for an engine that loads it there.
+A folder's READY object is written last and removed first, so that who sees it sees a whole folder.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+from hscr.errors import ObjectStoreUnavailable, StoreError
+from hscr.store.blobs import READY, bytes_digest, checked, files_of, folder_digest, intact, missing
+from hscr.store.folder_blobs import FolderBlobs
+from hscr.store.settings import StoreSettings
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config
+
+_CHUNK = 8 << 20
+
+
+class BucketBlobs:
+    """`settings.blobs_url` names the bucket, and `settings.blobs` is the folder of this machine's copies."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        """Raises StoreError for what is no URL of a bucket; the bucket itself is not asked."""
+        self.root = settings.blobs
+        self._copies = FolderBlobs(settings.blobs)
+        self._bucket = _bucket(settings)
+
+    def put(self, data: bytes) -> str:
+        digest = bytes_digest(data)
+        if not self.exists(digest):
+            with _answering():
+                obstore.put(self._bucket, _image(digest), data)
+        return digest
+
+    def get(self, digest: str) -> bytes:
+        data = self._read(_image(digest))
+        if data is None:
+            raise missing(digest)
+        return intact(digest, data)
+
+    def exists(self, digest: str) -> bool:
+        return self._has(_image(digest))
+
+    def delete(self, digest: str) -> None:
+        self._remove(_image(digest))
+
+    def stored(self, prefix: str) -> dict[str, float]:
+        return {key.rpartition("/")[2]: time for key, time in self._list(f"sha256/{prefix}")}
+
+    def put_folder(self, source: Path) -> str:
+        digest = folder_digest(source)
+        for path in files_of(source):
+            with _answering():
+                obstore.put(self._bucket, _file(digest, path.relative_to(source).as_posix()), path)
+        with _answering():
+            obstore.put(self._bucket, _file(digest, READY), digest.encode())
+        return digest
+
+    def folder(self, digest: str) -> Path:
+        if not self._copies.holds_folder(digest):
+            self._copy(digest)
+        return self._copies.folder(digest)
+
+    def holds_folder(self, digest: str) -> bool:
+        return self._has(_file(digest, READY))
+
+    def delete_folder(self, digest: str) -> None:
+        self._remove(_file(digest, READY))
+        for key, _ in self._list(_file(digest)):
+            self._remove(key)
+
+    def folders(self) -> dict[str, float]:
+        newest: dict[str, float] = {}
+        for key, time in self._list("folders"):
+            digest = key.split("/")[1]
+            newest[digest] = max(time, newest.get(digest, 0))
+        return newest
+
+    def publish(self, name: str, data: bytes) -> None:
+        with _answering():
+            obstore.put(self._bucket, name, data)
+
+    def published(self, name: str) -> bytes | None:
+        return self._read(name)
+
+    def _copy(self, digest: str) -> None:
+        """Bring a whole folder to this machine. Raises NotFound; StoreError when its files are not those."""
+        if not self.holds_folder(digest):
+            raise missing(digest)
+        with self._copies.filling(digest) as folder:
+            prefix = _file(digest)
+            for key, _ in self._list(prefix):
+                self._download(key, folder / key.removeprefix(f"{prefix}/"))
+            if folder_digest(folder) != digest:
+                raise StoreError(
+                    f"The files of adapter {digest[:12]} are not those that were stored.",
+                    remedy="Restore them from a backup, or train on the same records again.",
+                )
+
+    def _download(self, key: str, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _answering(), target.open("wb") as file:
+            for chunk in obstore.get(self._bucket, key).stream(min_chunk_size=_CHUNK):
+                file.write(chunk)
+
+    def _read(self, key: str) -> bytes | None:
+        with _answering(), suppress(FileNotFoundError):
+            return obstore.get(self._bucket, key).bytes().to_bytes()
+        return None
+
+    def _has(self, key: str) -> bool:
+        with _answering(), suppress(FileNotFoundError):
+            obstore.head(self._bucket, key)
+            return True
+        return False
+
+    def _remove(self, key: str) -> None:
+        with _answering(), suppress(FileNotFoundError):  # some stores say so, others nothing
+            obstore.delete(self._bucket, key)
+
+    def _list(self, prefix: str) -> Iterator[tuple[str, float]]:
+        """Keys below a prefix, and when each was written."""
+        with _answering():
+            for some in obstore.list(self._bucket, prefix):
+                yield from ((each["path"], each["last_modified"].timestamp()) for each in some)
+
+
+def _bucket(settings: StoreSettings) -> S3Store:
+    given = {
+        "endpoint": settings.s3_endpoint,
+        "region": settings.s3_region,
+        "access_key_id": settings.s3_access_key_id,
+        "secret_access_key": settings.s3_secret_access_key,
+    }
+    plain = (settings.s3_endpoint or "").startswith("http://")
+    url = settings.blobs_url or ""
+    if not url.startswith("s3://") or not url.removeprefix("s3://").strip("/"):
+        raise StoreError(
+            "HSCR_BLOBS_URL names no bucket.", remedy="Use `s3://BUCKET` or `s3://BUCKET/PREFIX`."
+        )
+    return S3Store.from_url(
+        url,
+        client_options={"connect_timeout": "5s", "timeout": "60s", "allow_http": plain},
+        retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=20)},
+        config=cast("S3Config", {name: value for name, value in given.items() if value is not None}),
+    )
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """The many ways in which a bucket is away, or refuses, are one error to our callers."""
+    try:
+        yield
+    except (BaseError, FileNotFoundError) as error:  # no such file: no such bucket
+        # The message may name hosts and keys; its class says as much.
+        raise ObjectStoreUnavailable(
+            f"The object store did not answer, or refused ({type(error).__name__}).",
+            remedy="Try again; if it lasts, check HSCR_BLOBS_URL, HSCR_S3_ENDPOINT and the access key: "
+            "`hscr doctor`.",
+        ) from error
+
+
+def _image(digest: str) -> str:
+    return f"sha256/{checked(digest)[:2]}/{digest}"
+
+
+def _file(digest: str, *name: str) -> str:
+    return "/".join(("folders", checked(digest), *name))
