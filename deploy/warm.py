@@ -14,9 +14,9 @@ from finish import set_times
 
 MODULES = """
     service.__main__ service.app workers.app workers.agent workers.outbox workers.evaluate workers.release
-    hscr.cli hscr.client hscr.doctor hscr.healthcheck hscr.store.store alembic.command
-    sqlalchemy.dialects.postgresql.psycopg sqlalchemy.dialects.sqlite celery.bin.celery celery.bin.worker
-    celery.apps.worker celery.apps.beat celery.concurrency.thread kombu.transport.redis
+    hscr.cli hscr.client hscr.doctor hscr.healthcheck hscr.store.store hscr.store.bucket_blobs
+    alembic.command sqlalchemy.dialects.postgresql.psycopg sqlalchemy.dialects.sqlite celery.bin.celery
+    celery.bin.worker celery.apps.worker celery.apps.beat celery.concurrency.thread kombu.transport.redis
     uvicorn.loops.uvloop uvicorn.protocols.http.httptools_impl uvicorn.lifespan.on
 """
 WITH_TORCH = "workers.gpu_child workers.gpu_work service.embedded.__main__ hscr.learn.trainer"

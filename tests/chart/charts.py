@@ -18,6 +18,12 @@ NAMESPACE = "clinic"
 INSIDE: dict[str, Any] = {"postgres": {"enabled": True}, "redis": {"enabled": True}}
 """The least that renders: nothing outside the cluster."""
 
+BUCKET: dict[str, Any] = {
+    "objectStore": {"url": "s3://one"},
+    "networkPolicy": {"objectStore": [{"ipBlock": {"cidr": "10.0.0.9/32"}}]},
+}
+"""What an object store adds at the least."""
+
 
 class Objects:
     """What one rendering contains."""

@@ -24,5 +24,5 @@ def gpu() -> Objects:
 
 @pytest.fixture
 def outside() -> Objects:
-    """PostgreSQL and Redis of somebody else."""
+    """PostgreSQL, Redis and object store of somebody else."""
     return render_ci(next(path for path in CI if path.stem == "external-services-values"))

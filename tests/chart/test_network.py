@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.chart.charts import CI, Objects, render, render_ci
+from tests.chart.charts import BUCKET, CI, Objects, render, render_ci
 
 pytestmark = pytest.mark.chart
 
@@ -128,6 +128,25 @@ def test_services_outside_are_named_by_their_address_and_port(outside: Objects) 
         {"to": [{"ipBlock": {"cidr": "10.20.0.5/32"}}], "ports": [{"port": 5432}]},
         {"to": [{"ipBlock": {"cidr": "10.20.0.6/32"}}], "ports": [{"port": 6380}]},
     ]
+
+
+def test_an_object_store_is_reached_by_what_reads_or_writes_bytes() -> None:
+    peers = BUCKET["networkPolicy"]["objectStore"]
+    (peer,) = peers
+
+    def leaving(rendered: Objects) -> set[tuple[str, int]]:
+        return {
+            (policy["metadata"]["labels"]["app.kubernetes.io/component"], port["port"])
+            for policy in rendered.kind("NetworkPolicy").values()
+            for rule in policy["spec"].get("egress", [])
+            if peer in rule["to"]
+            for port in rule["ports"]
+        }
+
+    assert leaving(render(BUCKET)) == {
+        (each, 443) for each in ("gateway", "engine", "worker-control", "worker-gpu")
+    }
+    assert not leaving(render({"networkPolicy": {"objectStore": peers}}))
 
 
 def test_policies_can_be_left_to_somebody_else() -> None:

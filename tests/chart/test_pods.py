@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.chart.charts import INSIDE, Objects, render
+from tests.chart.charts import BUCKET, INSIDE, Objects, merged, render
 
 pytestmark = pytest.mark.chart
 
@@ -34,7 +34,7 @@ def test_the_chart_makes_no_secret_and_names_none_in_plain_text(installation: Ob
     for pod in installation.pods().values():
         for container in pod["containers"]:
             for variable, value in installation.environment(pod, container["name"]).items():
-                if any(word in variable for word in ("PASSWORD", "SECRET", "API_KEY")):
+                if any(word in variable for word in ("PASSWORD", "SECRET", "API_KEY", "ACCESS_KEY")):
                     assert "secretKeyRef" in value, variable
 
 
@@ -113,6 +113,26 @@ def test_state_is_shared_and_kept() -> None:
     assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     assert not render({"state": {"existingClaim": "mine"}}).kind("PersistentVolumeClaim")
+
+
+def test_with_an_object_store_no_disk_is_shared(outside: Objects) -> None:
+    assert not outside.kind("PersistentVolumeClaim")
+    states = {
+        name: next(volume for volume in pod["volumes"] if volume["name"] == "state")
+        for name, pod in outside.pods().items()
+        if any(mount["name"] == "state" for each in pod["containers"] for mount in each["volumeMounts"])
+    }
+    assert len(states) == 6, "gateway, engine, relay, beat and two groups of workers"
+    assert all(state == {"name": "state", "emptyDir": {}} for state in states.values())
+
+
+def test_a_platform_s_identity_stands_on_the_service_account_and_no_key_is_named() -> None:
+    role = {"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/hscr"}
+    rendered = render(merged(BUCKET, {"serviceAccount": {"annotations": role}}))
+    (account,) = rendered.kind("ServiceAccount").values()
+    assert account["metadata"]["annotations"] == role
+    assert account["automountServiceAccountToken"] is False
+    assert "ACCESS_KEY" not in rendered.text
 
 
 def test_two_releases_share_no_name_and_no_pod() -> None:

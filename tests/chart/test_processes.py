@@ -17,7 +17,7 @@ from hscr.serving import Serving
 from hscr.store.database import Database
 from hscr.store.settings import StoreSettings
 from hscr.store.store import Store
-from tests.chart.charts import CHART, Objects, refused, render
+from tests.chart.charts import BUCKET, CHART, Objects, merged, refused, render
 from tests.waiting import wait_until
 from workers.contract import QUEUES
 
@@ -167,6 +167,18 @@ def test_the_engine_sees_state_and_model_read_only(gpu: Objects) -> None:
         mounts = {mount["name"]: mount for mount in container(gpu, "engine", which)["volumeMounts"]}
         assert mounts["state"]["readOnly"] is True
         assert mounts["model"]["readOnly"] is True
+
+
+def test_an_agent_brings_adapters_from_an_object_store_to_where_its_engine_reads_them(
+    outside: Objects,
+) -> None:
+    engine, agent = (
+        next(mount for mount in each["volumeMounts"] if mount["name"] == "state")
+        for each in spec(outside, "engine")["containers"]
+    )
+    assert engine["mountPath"] == agent["mountPath"]
+    assert outside.environment(spec(outside, "engine"), "agent")["HSCR_HOME"] == agent["mountPath"]
+    assert (engine["readOnly"], agent["readOnly"]) == (True, False)
 
 
 def test_an_engine_outlives_its_longest_answer() -> None:
@@ -384,6 +396,49 @@ def test_whoever_reaches_an_outside_database_or_queue_has_the_ca_that_signed_the
                 assert volume["secret"]["secretName"] == "platform-ca"
                 asked += 1
     assert asked == 13, "every process of ours, and what waits before it"
+
+
+BYTES = {
+    "gateway": "gateway",
+    "engine": "agent",
+    "worker-control": "worker",
+    "worker-gpu": "worker",
+}
+"""Who reads or writes images and adapters: the container by its pod."""
+
+
+def test_what_reads_or_writes_bytes_knows_the_bucket_and_has_its_keys_from_a_secret(outside: Objects) -> None:
+    for name, which in BYTES.items():
+        environment = outside.environment(spec(outside, name), which)
+        key = {"secretKeyRef": {"name": "hscr-bucket", "key": "access-key-id"}}
+        secret = {"secretKeyRef": {"name": "hscr-bucket", "key": "secret-access-key"}}
+        assert environment["HSCR_BLOBS_URL"] == "s3://hscr/ward"
+        assert environment["HSCR_S3_ENDPOINT"] == "https://minio.hospital.example:9000"
+        assert environment["HSCR_S3_REGION"] == "us-east-1"
+        assert environment["HSCR_S3_ACCESS_KEY_ID"] == key
+        assert environment["HSCR_S3_SECRET_ACCESS_KEY"] == secret
+        assert environment["SSL_CERT_FILE"] == "/etc/hscr/ca/ca.crt"
+
+
+def test_what_needs_rows_only_can_start_without_the_bucket_s_secret(outside: Objects) -> None:
+    """The migration above all: the Secret may come with the installation, as from a vault."""
+    knowing = {
+        each["name"]
+        for pod in outside.pods().values()
+        for each in [*pod["containers"], *pod.get("initContainers", [])]
+        if any(variable["name"] == "HSCR_BLOBS_URL" for variable in each.get("env", []))
+    }
+    assert knowing == set(BYTES.values())
+
+
+def test_the_ca_of_others_is_not_the_only_one_that_aws_is_trusted_by() -> None:
+    aws = render(merged(BUCKET, {"tls": {"existingCaSecret": "platform-ca"}}))
+    assert "SSL_CERT_FILE" not in aws.text
+
+
+def test_without_an_object_store_nothing_of_one_is_said(trial: Objects) -> None:
+    assert not re.search("HSCR_BLOBS_URL|HSCR_S3_|SSL_CERT_FILE", trial.text)
+    assert "SSL_CERT_FILE" not in render({"tls": {"existingCaSecret": "platform-ca"}}).text
 
 
 def test_without_a_ca_none_is_mounted(trial: Objects) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from helm import describe
 from service.settings import GatewaySettings
-from tests.chart.charts import CHART, CI, ROOT, Objects, merged, refused, render, render_ci
+from tests.chart.charts import BUCKET, CHART, CI, ROOT, Objects, merged, refused, render, render_ci
 from workers.agent import AgentSettings
 from workers.settings import WorkerSettings
 
@@ -30,11 +30,20 @@ EVERYTHING: dict[str, Any] = {
     "engine": {"kind": "vllm", "gpus": 1, "autoscaling": {"kind": "keda"}},
     "workers": {"defaults": {"autoscaling": {"enabled": True}}},
     "monitoring": {"serviceMonitors": True, "engine": True, "rules": True, "dashboards": True},
-    "networkPolicy": {"database": [{"ipBlock": {"cidr": "10.0.0.1/32"}}], "redis": [{"podSelector": {}}]},
+    "networkPolicy": {
+        "database": [{"ipBlock": {"cidr": "10.0.0.1/32"}}],
+        "redis": [{"podSelector": {}}],
+        "objectStore": [{"podSelector": {}}],
+    },
 }
+IN_BUCKET = merged(
+    BUCKET,
+    {"objectStore": {"endpoint": "https://one", "region": "one"}, "secrets": {"objectStore": "one"}},
+)
 SURROUNDINGS: list[dict[str, Any]] = [
     EVERYTHING,
     {},
+    IN_BUCKET,
     {"gateway": {"autoscaling": {"kind": "hpa"}}, "engine": {"autoscaling": {"kind": "hpa"}}},
     OUTSIDE := {
         "postgres": {"enabled": False},
@@ -174,7 +183,7 @@ def test_every_setting_is_described() -> None:
 def test_a_setting_with_a_value_of_its_own_follows_it() -> None:
     values = {".".join(entry.path): entry for entry in LEAVES}
     for name, path in describe.BY_THE_CHART.items():
-        around = OUTSIDE if name in {"database_url", "redis_url"} else {}
+        around = merged(OUTSIDE, IN_BUCKET)
         change = nested(tuple(path.split(".")), other(values[path]))
         before, after = render(around), render(merged(around, change))
         variable = f"HSCR_{name.upper()}"
@@ -214,6 +223,9 @@ def test_a_setting_with_a_value_of_its_own_follows_it() -> None:
         ({"postgres": {"enabled": False}}, "name it in networkPolicy.database"),
         ({"redis": {"enabled": False}}, "name it in networkPolicy.redis"),
         ({"gateway": {"httpRoute": {"enabled": True}}}, "gateway.httpRoute.parentRefs"),
+        ({"objectStore": {"url": "https://minio/hscr"}}, "objectStore.url: Does not match pattern"),
+        ({"objectStore": {"url": "s3://hscr"}}, "name it in networkPolicy.objectStore"),
+        (merged(BUCKET, {"state": {"existingClaim": "mine"}}), "two places for images and adapters"),
     ],
     ids=lambda part: part if isinstance(part, str) else "",
 )

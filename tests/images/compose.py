@@ -11,11 +11,12 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / ".venv-images" / "bin" / "docker-compose"
 PROFILES = ("embedded", "gpu", "observability", "tools")
+ALONE = ("docker-compose.yml",)
 
 
 def compose(
     *arguments: str,
-    files: Sequence[str] = ("docker-compose.yml",),
+    files: Sequence[str] = ALONE,
     environment: Mapping[str, str] | None = None,
     seconds: float = 120,
 ) -> str:
@@ -36,8 +37,10 @@ def compose(
     return done.stdout
 
 
-def configuration(*profiles: str) -> dict[str, Any]:
-    """docker-compose.yml as Compose understands it; no engine is asked."""
+def configuration(
+    *profiles: str, files: Sequence[str] = ALONE, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The files as Compose understands them; no engine is asked."""
     chosen = [word for profile in profiles for word in ("--profile", profile)]
-    offline = {"DOCKER_HOST": "unix:///nonexistent.sock"}
-    return json.loads(compose(*chosen, "config", "--format", "json", environment=offline))
+    offline = {"DOCKER_HOST": "unix:///nonexistent.sock", **(environment or {})}
+    return json.loads(compose(*chosen, "config", "--format", "json", files=files, environment=offline))

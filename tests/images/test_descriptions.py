@@ -15,7 +15,7 @@ from hscr.records import Role
 from hscr.serving import Serving
 from hscr.store.settings import StoreSettings
 from hscr.store.store import Store
-from tests.images.compose import PROFILES, ROOT, configuration
+from tests.images.compose import ALONE, PROFILES, ROOT, configuration
 
 LOCKS = ROOT / "requirements"
 OURS = re.compile(r"hscr-(gateway|worker|worker-cuda|engine):")
@@ -107,6 +107,56 @@ def test_every_process_of_ours_is_confined_and_every_image_is_pinned() -> None:
         for variable, value in (service.get("environment") or {}).items():
             assert "PASSWORD" not in variable or value.startswith("/run/secrets/"), name
             assert "://" not in value or value.startswith(("http://", "redis://redis:")), name
+
+
+BUCKET = {
+    "HSCR_BLOBS_URL": "s3://hscr/ward",
+    "HSCR_S3_ENDPOINT": "https://minio.hospital.example:9000",
+    "HSCR_S3_REGION": "us-east-1",
+}
+
+
+def test_with_a_bucket_what_reads_or_writes_bytes_knows_it_and_has_its_keys_as_files() -> None:
+    files = (*ALONE, "deploy/object-store.yml")
+    before = configuration(*PROFILES)["services"]
+    after = configuration(*PROFILES, files=files, environment=BUCKET)["services"]
+    changed = {name for name, service in after.items() if service != before[name]}
+    assert changed == {
+        "gateway", "agent", "agent-gpu", "worker", "worker-gpu", "worker-control", "hscr",
+    }  # fmt: skip
+    for name in changed:
+        assert after[name]["environment"].items() >= BUCKET.items(), name
+        assert "ACCESS_KEY" not in " ".join(after[name]["environment"]), name
+        added = {each["source"] for each in after[name]["secrets"]}
+        added -= {each["source"] for each in before[name]["secrets"]}
+        assert added == {"hscr_s3_access_key_id", "hscr_s3_secret_access_key"}, name
+        assert after[name]["networks"].keys() == before[name]["networks"].keys() | {"bucket"}, name
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_bucket_s_certificate_is_of_a_ca_that_is_named_or_that_the_machine_trusts(own: bool) -> None:
+    authority = {"HSCR_S3_CA": "/etc/ssl/hospital-ca.crt"} if own else {}
+    files = (*ALONE, "deploy/object-store.yml")
+    gateway = configuration(files=files, environment=BUCKET | authority)["services"]["gateway"]
+    path = gateway["environment"]["SSL_CERT_FILE"]
+    (mount,) = (each for each in gateway["volumes"] if each["target"] == path)
+    assert mount["source"] == authority.get("HSCR_S3_CA", "/etc/ssl/certs/ca-certificates.crt")
+    assert mount["read_only"]
+
+
+def test_a_bucket_without_a_name_is_refused() -> None:
+    with pytest.raises(AssertionError, match=r"HSCR_BLOBS_URL.*see \.env"):
+        configuration(files=(*ALONE, "deploy/object-store.yml"))
+
+
+def test_settings_of_a_bucket_that_are_left_empty_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the file passes them on; AWS needs no endpoint."""
+    files = (*ALONE, "deploy/object-store.yml")
+    whole = configuration(files=files, environment={"HSCR_BLOBS_URL": "s3://hscr"})
+    for name in BUCKET:
+        monkeypatch.setenv(name, whole["services"]["agent"]["environment"][name])
+    settings = StoreSettings()
+    assert (settings.blobs_url, settings.s3_endpoint, settings.s3_region) == ("s3://hscr", None, None)
 
 
 def test_the_first_key_is_made_of_the_secret_that_is_made_for_it(tmp_path: Path) -> None:
