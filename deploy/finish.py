@@ -1,8 +1,9 @@
 """Inside a build, `python finish.py FOLDER`: installed packages without ballast, and the same in every build.
 
-What goes changes nothing that runs here: debugging symbols of extension modules, packages' own tests and
-programs, what only builds other packages, image formats that are never decoded, fonts, and copies of one
-library under several names, which wheels hold because they cannot hold links.
+What goes changes nothing that runs here: symbols of extension modules that no loader reads, packages' own
+tests and programs, what only builds other packages, image formats that are never decoded, fonts, codes of
+structured reports, colours for source code that is not Python's, and copies of one library under several
+names, which wheels hold because they cannot hold links.
 """
 
 import hashlib
@@ -20,8 +21,9 @@ UNUSED = (
     *("numpy/_core/_simd.*", "numpy/_core/_*_tests.*"),
     *("PIL/_avif.*", "PIL/_webp.*", "PIL/_imagingft.*"),
     *("pillow.libs/lib" + name for name in ("avif*", "webp*", "sharpyuv*", "freetype*", "harfbuzz*")),
-    *("pydicom/data/test_files", "pydicom/data/charset_files", "_gdcm/XML", "_gdcm/gdcm*[!y]"),
-    "**/*.pyi",
+    *("pydicom/data/test_files", "pydicom/data/charset_files", "pydicom/sr", "_gdcm/XML", "_gdcm/gdcm*[!y]"),
+    *("pygments/lexers/[!_p]*", "pygments/lexers/_[!_m]*", "sqlalchemy/testing", "wcwidth/_wcwidth_c.*"),
+    *("**/*.pyi", "**/*.pyx", "**/*.pxd"),
 )
 
 
@@ -35,8 +37,10 @@ def main(root: Path) -> None:
     found = sorted(packages.glob("**/*.so*"))
     libraries = [path for path in found if path.is_file() and not path.is_symlink()]
     for library in libraries:
-        if "cpython" in library.name:  # bundled ones were changed by tools that strip does not know
-            subprocess.run(["strip", "--strip-debug", library], check=True)
+        if (
+            "cpython" in library.name or "abi3" in library.name
+        ):  # others were changed by what strip does not know
+            subprocess.run(["strip", "--strip-unneeded", library], check=True)
     _link_copies(libraries)
     set_times(root)
 
