@@ -1,7 +1,9 @@
 """Candidates for dispreferred answers: both branches in one pass, then edits, then agreement."""
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -29,17 +31,44 @@ class Item:
     """the preferred answer, end-of-sequence last"""
 
 
-def candidates(vlm: VLM, items: Sequence[Item], config: GenerateConfig) -> list[list[Agreed]]:
-    """At most k distinct candidates of each item, in the order of preference for them.
+class _Drawn(NamedTuple):
+    """A batch of items, and their answers' ids by the items' ids and the answers' numbers."""
+
+    items: Sequence[Item]
+    answers: dict[str, dict[int, list[int]]]
+
+    def complete(self, count: int) -> bool:
+        return all(len(answers) == count for answers in self.answers.values())
+
+    def ended(self, key: str, stop_id: int) -> list[Edit]:
+        """The answers of an item that ended by themselves, in the order of their numbers."""
+        return [Edit(ids, ()) for _, ids in sorted(self.answers[key].items()) if ids[-1] == stop_id]
+
+
+def candidates(
+    vlm: VLM, batches: Iterable[Sequence[Item]], config: GenerateConfig
+) -> Iterator[list[list[Agreed]]]:
+    """At most k distinct candidates of each item of each batch, in the order of preference for them."""
+    if config.substitute.mode == "decoded":
+        yield from _decoded(vlm, batches, config)
+    else:
+        for items in batches:
+            yield _substituted(vlm, items, config) if items else []
+
+
+def _overlooking(vlm: VLM, items: Sequence[Item], config: GenerateConfig) -> list[View]:
+    """Each image as the dropped stream sees it."""
+    shown = [Seen((item.id, config.seed), item.image, item.visual) for item in items]
+    return degraded(vlm, shown, config.degrade)
+
+
+def _substituted(vlm: VLM, items: Sequence[Item], config: GenerateConfig) -> list[list[Agreed]]:
+    """Words of the preferred answer in exchange for hallucinated ones.
 
     Every prompt is read twice in one batch, with the whole image and with what is overlooked; all that is
     asked of an item afterwards continues these two.
     """
-    shown = [Seen((item.id, config.seed), item.image, item.visual) for item in items]
-    views = degraded(vlm, shown, config.degrade)
-    if config.substitute.mode == "decoded":
-        return _decoded(vlm, items, views, config)
-    both: list[View | Tensor] = [*(item.visual for item in items), *views]
+    both: list[View | Tensor] = [*(item.visual for item in items), *_overlooking(vlm, items, config)]
     context = vlm.prefill(vlm.embed([item.prompt for item in items] * 2, both))
     proposed = _proposals(vlm, context, items, config)
     substitute = config.substitute
@@ -52,21 +81,38 @@ def candidates(vlm: VLM, items: Sequence[Item], config: GenerateConfig) -> list[
 
 
 def _decoded(
-    vlm: VLM, items: Sequence[Item], views: Sequence[View], config: GenerateConfig
-) -> list[list[Agreed]]:
-    """Distinct draws from P_diff that end by themselves, in the order of their numbers."""
+    vlm: VLM, batches: Iterable[Sequence[Item]], config: GenerateConfig
+) -> Iterator[list[list[Agreed]]]:
+    """Distinct draws from P_diff that end by themselves, in the order of their numbers.
+
+    Items of later batches are decoded while the last answers of earlier ones go on.
+    """
     substitute = config.substitute
     rule = Rule(substitute.beta, sample=True, seed=config.seed)
-    requests = [
-        Request(item.id, item.prompt, View.whole(item.visual), view, substitute.candidates)
-        for item, view in zip(items, views, strict=True)
-    ]
-    answers = decode(vlm, requests, rule, stop_id=vlm.eos_id, max_tokens=substitute.max_tokens)
-    drawn: dict[str, list[Edit]] = {item.id: [] for item in items}
-    for answer in sorted(answers, key=lambda answer: answer.number):
-        if answer.ids[-1] == vlm.eos_id:
-            drawn[answer.key].append(Edit(answer.ids, ()))
-    proposed = [_distinct(drawn[item.id], substitute.candidates) for item in items]
+    waiting: deque[_Drawn] = deque()
+
+    def requests() -> Iterator[Request]:
+        for items in batches:
+            waiting.append(_Drawn(items, {item.id: {} for item in items}))
+            for item, view in zip(items, _overlooking(vlm, items, config), strict=True):
+                yield Request(item.id, item.prompt, View.whole(item.visual), view, substitute.candidates)
+
+    def complete() -> Iterator[list[list[Agreed]]]:
+        while waiting and waiting[0].complete(substitute.candidates):
+            batch = waiting.popleft()
+            yield _as_drawn(vlm, batch, substitute.candidates) if batch.items else []
+
+    for answer in decode(vlm, requests(), rule, stop_id=vlm.eos_id, max_tokens=substitute.max_tokens):
+        for batch in waiting:
+            if answer.key in batch.answers:
+                batch.answers[answer.key][answer.number] = answer.ids
+        yield from complete()
+    yield from complete()  # batches without items
+
+
+def _as_drawn(vlm: VLM, batch: "_Drawn", limit: int) -> list[list[Agreed]]:
+    items = batch.items
+    proposed = [_distinct(batch.ended(item.id, vlm.eos_id), limit) for item in items]
     context = vlm.prefill(vlm.embed([item.prompt for item in items], [item.visual for item in items]))
     agreed = agree(vlm, context, proposed, plausibility=0.0, rounds=0)
     # All that differs from the preferred answer is a change; nothing of it was substituted.

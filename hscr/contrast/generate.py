@@ -1,6 +1,7 @@
 """From a question and its right answer to a preference record (HSCR §3.1-3.2)."""
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -43,22 +44,31 @@ def generate(
 
     `adapter` names the loaded adapter that both branches answer with; None is the base model. The same
     source, configuration, model and adapter give the same record, with the same id, in any batch. No more
-    than a batch of sources is held at a time. `embedder` takes the place of the configuration's.
+    than a batch of sources is held at a time, and in mode `decoded` those that have a slot and their batches'
+    others. `embedder` takes the place of the configuration's.
     `on_progress(done, kept)` follows each batch, before which `should_stop` may raise JobCancelled.
     Raises DependencyMissing or InvalidConfig when the configuration's embedder cannot be loaded.
     """
-    maker = _Maker(vlm, config, adapter, _embedder(config, embedder, vlm.device))
     done = kept = 0
-    visual: dict[str, Tensor] = {}
-    for batch in _batches(sources, batch_size):
-        if should_stop():
-            raise JobCancelled(f"Stopped after {done} sources.", remedy="Submit the job again.")
-        # Neighbouring questions share images: what the last batch encoded is kept for this one.
-        images = {source.image_digest: image for source, image in batch}
-        fresh = vlm.encode({key: image for key, image in images.items() if key not in visual})
-        visual = {key: fresh[key] if key in fresh else visual[key] for key in images}
-        with vlm.use(adapter), torch.inference_mode():
-            outcomes = maker.outcomes(batch, visual)
+
+    def batches() -> Iterator[tuple[list[Source], dict[str, Tensor]]]:
+        visual: dict[str, Tensor] = {}
+        for batch in _batches(sources, batch_size):
+            if should_stop():
+                raise JobCancelled(f"Stopped after {done} sources.", remedy="Submit the job again.")
+            # Neighbouring questions share images: what the last batch encoded is kept for this one.
+            images = {source.image_digest: image for source, image in batch}
+            fresh = vlm.encode({key: image for key, image in images.items() if key not in visual})
+            visual = {key: fresh[key] if key in fresh else visual[key] for key in images}
+            yield batch, visual
+
+    maker = _Maker(vlm, config, adapter, _embedder(config, embedder, vlm.device))
+    made = maker.outcomes(batches())
+    while True:
+        with vlm.use(adapter), torch.inference_mode():  # not while the caller has what was made
+            outcomes = next(made, None)
+        if outcomes is None:
+            return
         done += len(outcomes)
         kept += sum(isinstance(outcome, PreferenceRecord) for outcome in outcomes)
         yield from outcomes
@@ -81,15 +91,22 @@ class _Maker:
     embedder: Embedder | None
 
     def outcomes(
-        self, batch: Sequence[Source], visual: dict[str, Tensor]
-    ) -> list[PreferenceRecord | Skipped]:
-        prepared = [self._item(source, image, visual[source.image_digest]) for source, image in batch]
-        items = [item for item in prepared if isinstance(item, Item)]
-        found = iter(candidates(self.vlm, items, self.config) if items else [])
-        return [
-            item if isinstance(item, Skipped) else self._outcome(source, next(found))
-            for (source, _), item in zip(batch, prepared, strict=True)
-        ]
+        self, batches: Iterable[tuple[list[Source], dict[str, Tensor]]]
+    ) -> Iterator[list[PreferenceRecord | Skipped]]:
+        """Of each batch of sources, with the visual tokens of their images by digest."""
+        begun: deque[list[tuple[PreferenceSource, Item | Skipped]]] = deque()
+
+        def items() -> Iterator[list[Item]]:
+            for batch, visual in batches:
+                begun.append([(s, self._item(s, image, visual[s.image_digest])) for s, image in batch])
+                yield [item for _, item in begun[-1] if isinstance(item, Item)]
+
+        for batch in candidates(self.vlm, items(), self.config):
+            found = iter(batch)
+            yield [
+                item if isinstance(item, Skipped) else self._outcome(source, next(found))
+                for source, item in begun.popleft()
+            ]
 
     def _item(self, source: PreferenceSource, image: Image.Image, visual: Tensor) -> Item | Skipped:
         try:

@@ -121,7 +121,7 @@ def test_7_exactly_the_rounded_share_of_entries_is_hidden_and_no_diagonal(
     count: int, rate: float, key: str
 ) -> None:
     visible = visible_entries(count, rate, key)
-    assert int((~visible).sum()) == round(rate * count * (count - 1))
+    assert int((~visible).sum()) == round(rate * (count * (count - 1)))
     assert visible.diagonal().all()
     assert torch.equal(visible, visible_entries(count, rate, key))
 

@@ -195,12 +195,33 @@ def test_no_more_than_a_batch_is_taken_from_the_source(vlm: VLM) -> None:
     assert max(ahead) == 3
 
 
+DECODED = GenerateConfig.parse(
+    {"substitute": {"mode": "decoded", "candidates": 8, "max_tokens": 12}, "rerank": {"gap": 0.0}}
+)
+
+
+def test_decoding_goes_on_with_later_batches_while_an_earlier_one_waits_for_its_last_answer(vlm: VLM) -> None:
+    taken, ahead = 0, []
+
+    def counted() -> Iterator[tuple[PreferenceSource, Image.Image]]:
+        nonlocal taken
+        for source in sources(60):
+            taken += 1
+            yield source
+
+    for outcomes, _ in enumerate(generate(vlm, counted(), DECODED, batch_size=4), start=1):
+        ahead.append(taken - outcomes)
+    assert taken == len(ahead) == 60
+    assert ahead[0] > 4, "the slots hold more than a batch"
+    assert max(ahead) < 30, "and no more than they need is taken"
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("mode", ["teacher_forced", "autoregressive"])
 def test_12_at_most_k_distinct_candidates(vlm: VLM, mode: str) -> None:
     substitute = {**OPEN, "mode": mode, "order": "pdiff_ascending", "candidates": 5}
     config = GenerateConfig.parse({"substitute": substitute, "sensitive": {"literal_n": True}})
-    for item, found in zip(items(vlm), candidates(vlm, items(vlm), config), strict=True):
+    for item, found in zip(items(vlm), *candidates(vlm, [items(vlm)], config), strict=True):
         distinct = {tuple(candidate.ids) for candidate in found}
         assert len(distinct) == len(found) == 5
         assert tuple(item.ids) not in distinct
@@ -209,7 +230,7 @@ def test_12_at_most_k_distinct_candidates(vlm: VLM, mode: str) -> None:
 @torch.no_grad()
 def test_both_branches_in_one_pass_are_what_each_is_alone(vlm: VLM) -> None:
     config = GenerateConfig.parse({"substitute": {**OPEN, "order": "pdiff_ascending"}})
-    for item, found in zip(items(vlm), candidates(vlm, items(vlm), config), strict=True):
+    for item, found in zip(items(vlm), *candidates(vlm, [items(vlm)], config), strict=True):
         views = [item.visual, degrade(item.visual, 0.7, "delete", item.id, config.seed)]
         alone = [
             vlm.completion_logits(vlm.prefill(vlm.embed([item.prompt], [view])), [[item.ids]])[0][0]

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from hscr.config import GenerateConfig, SubstituteConfig
-from hscr.contrast.generate import generate
+from hscr.contrast.generate import Skipped, generate
 from hscr.models.phantom.anatomy import render
 from hscr.models.phantom.data import TRAFFIC, Example, sample_examples
 from hscr.models.phantom.language import parse_answer
@@ -100,3 +100,17 @@ def test_decoded_answers_are_the_models_own_words(vlm: VLM, examples: list[Examp
     ]
     texts = {one.id: [response.text for response in one.rejected] for one in again}
     assert texts == {one.id: [response.text for response in one.rejected] for one in made}
+
+
+def test_a_source_that_comes_twice_gives_its_record_twice(vlm: VLM, examples: list[Example]) -> None:
+    config = GenerateConfig.parse({"substitute": {"mode": "decoded", "beta": 0.0}})
+    twice = [source for source in sources(examples) for _ in range(2)]
+    made = list(generate(vlm, twice, config, batch_size=1))
+    assert len(made) == 2 * len(examples)
+    assert any(isinstance(one, PreferenceRecord) for one in made)
+    for one, other in zip(made[::2], made[1::2], strict=True):
+        assert _said(one) == _said(other)
+
+
+def _said(outcome: PreferenceRecord | Skipped) -> object:
+    return outcome.rejected if isinstance(outcome, PreferenceRecord) else outcome

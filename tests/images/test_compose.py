@@ -59,12 +59,16 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         project("--profile", "*", "down", "--volumes", "--timeout", "20", seconds=300)
 
 
+def made_key(deployed: Deployed, role: str) -> str:
+    command = ("keys", "create", "--name", role, "--role", role, "--train-consent", "--json")
+    made = deployed("run", "--rm", "--no-TTY", "hscr", *command, seconds=START_SECONDS)
+    return str(json.loads(made)["secret"])
+
+
 @pytest.fixture(scope="module")
 def key(deployed: Deployed) -> str:
     """An operator's, made before anything listens; the tables come first."""
-    command = ("keys", "create", "--name", "check", "--role", "operator", "--train-consent", "--json")
-    made = deployed("run", "--rm", "--no-TTY", "hscr", *command, seconds=START_SECONDS)
-    return str(json.loads(made)["secret"])
+    return made_key(deployed, "operator")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,13 @@ def client(deployed: Deployed, key: str) -> Iterator[Client]:
     deployed("up", "--wait", "--wait-timeout", str(START_SECONDS), seconds=START_SECONDS + 60)
     with Client(f"http://127.0.0.1:{deployed.port}", key) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def reviewer(deployed: Deployed, client: Client) -> Iterator[Client]:
+    """Whose judgements train."""
+    with Client(f"http://127.0.0.1:{deployed.port}", made_key(deployed, "reviewer")) as reviewer:
+        yield reviewer
 
 
 def test_everything_turns_healthy(deployed: Deployed, client: Client) -> None:
@@ -93,9 +104,9 @@ def test_the_password_is_in_no_environment(deployed: Deployed, client: Client) -
         assert "postgresql+" not in " ".join(deployed.container(service)["Config"]["Env"]), service
 
 
-def test_the_loop(client: Client) -> None:
+def test_the_loop(client: Client, reviewer: Client) -> None:
     examples = traffic(20, 2, seed=0)
-    judged = rounds(client, client, examples, lambda _judged: None)
+    judged = rounds(client, reviewer, examples, lambda _judged: None)
     assert {each.right for each in judged} == {True, False}, "some answers were corrected"
     before = judged[0].answer
     assert before.provenance.adapter is None
