@@ -40,6 +40,12 @@ Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
     typer.Option(help="Of work done here: auto is bfloat16 on CUDA and float32 elsewhere."),
 ]
+Compiled = Annotated[
+    bool,
+    typer.Option(
+        "--compile", help="With --out and mode decoded: steps by torch.compile, CUDA graphs on a GPU."
+    ),
+]
 AnswerWith = Annotated[Path | None, typer.Option(help="With --out: an adapter folder to answer with.")]
 Consent = Annotated[bool, typer.Option("--consent", help="The rows may be trained on.")]
 Then = Annotated[bool, typer.Option("--then-finetune", help="Train and judge afterwards.")]
@@ -76,6 +82,7 @@ def generate(
     batch_size: BatchSize = 16,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    compiled: Compiled = False,
     model: Model = PHANTOM,
     adapter: AnswerWith = None,
     consent: Consent = False,
@@ -112,12 +119,14 @@ def generate(
         if rows is None:
             raise InvalidInput("--out needs --input.", remedy="Name the rows to start from.")
         options = {"resume": resume, "limit": limit, "shard_size": shard_size, "batch_size": batch_size}
-        where = {"device": device, "dtype": dtype}
+        where = {"device": device, "dtype": dtype, "compiled": compiled}
         folders = here.Folders(model, images, out, adapter)
         here.generate(rows, folders, loop, {**options, **where}, as_json=as_json)
         return
-    if resume or limit is not None:
-        raise InvalidInput("--resume and --limit need --out.", remedy="Name the run's folder by --out.")
+    if resume or compiled or limit is not None:
+        raise InvalidInput(
+            "--resume, --compile and --limit need --out.", remedy="Name the run's folder by --out."
+        )
     following = finetune_body(loop.finetune, evaluate=loop.evaluate, auto_promote=auto_promote)
     with Client(url, key) as client:
         job = client.generate(

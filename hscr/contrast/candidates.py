@@ -46,11 +46,11 @@ class _Drawn(NamedTuple):
 
 
 def candidates(
-    vlm: VLM, batches: Iterable[Sequence[Item]], config: GenerateConfig
+    vlm: VLM, batches: Iterable[Sequence[Item]], config: GenerateConfig, *, compiled: bool = False
 ) -> Iterator[list[list[Agreed]]]:
     """At most k distinct candidates of each item of each batch, in the order of preference for them."""
     if config.substitute.mode == "decoded":
-        yield from _decoded(vlm, batches, config)
+        yield from _decoded(vlm, batches, config, compiled=compiled)
     else:
         for items in batches:
             yield _substituted(vlm, items, config) if items else []
@@ -81,7 +81,7 @@ def _substituted(vlm: VLM, items: Sequence[Item], config: GenerateConfig) -> lis
 
 
 def _decoded(
-    vlm: VLM, batches: Iterable[Sequence[Item]], config: GenerateConfig
+    vlm: VLM, batches: Iterable[Sequence[Item]], config: GenerateConfig, *, compiled: bool
 ) -> Iterator[list[list[Agreed]]]:
     """Distinct draws from P_diff that end by themselves, in the order of their numbers.
 
@@ -102,7 +102,10 @@ def _decoded(
             batch = waiting.popleft()
             yield _as_drawn(vlm, batch, substitute.candidates) if batch.items else []
 
-    for answer in decode(vlm, requests(), rule, stop_id=vlm.eos_id, max_tokens=substitute.max_tokens):
+    answers = decode(
+        vlm, requests(), rule, stop_id=vlm.eos_id, max_tokens=substitute.max_tokens, compiled=compiled
+    )
+    for answer in answers:
         for batch in waiting:
             if answer.key in batch.answers:
                 batch.answers[answer.key][answer.number] = answer.ids

@@ -14,7 +14,7 @@ from hscr.contrast.agree import Agreed
 from hscr.contrast.candidates import Item, candidates
 from hscr.contrast.embedder import Embedder, SentenceEmbedder
 from hscr.contrast.rerank import levels, similarities, words
-from hscr.errors import InvalidInput, InvalidRecord, JobCancelled
+from hscr.errors import InvalidConfig, InvalidInput, InvalidRecord, JobCancelled
 from hscr.models.vlm import VLM
 from hscr.records import PreferenceRecord, PreferenceSource, Response
 
@@ -39,6 +39,7 @@ def generate(
     on_progress: Callable[[int, int], None] = lambda *_: None,
     should_stop: Callable[[], bool] = lambda: False,
     embedder: Embedder | None = None,
+    compiled: bool = False,
 ) -> Iterator[PreferenceRecord | Skipped]:
     """One record, or the reason for none, per source and in the sources' order.
 
@@ -47,7 +48,9 @@ def generate(
     than a batch of sources is held at a time, and in mode `decoded` those that have a slot and their batches'
     others. `embedder` takes the place of the configuration's.
     `on_progress(done, kept)` follows each batch, before which `should_stop` may raise JobCancelled.
-    Raises DependencyMissing or InvalidConfig when the configuration's embedder cannot be loaded.
+    `compiled` runs the steps of mode `decoded` as `hscr.contrast.decode` says, and the records' numeric mode
+    names it. Raises DependencyMissing or InvalidConfig when the configuration's embedder cannot be loaded,
+    InvalidConfig also for `compiled` in a mode without such steps.
     """
     done = kept = 0
 
@@ -62,7 +65,12 @@ def generate(
             visual = {key: fresh[key] if key in fresh else visual[key] for key in images}
             yield batch, visual
 
-    maker = _Maker(vlm, config, adapter, _embedder(config, embedder, vlm.device))
+    if compiled and config.substitute.mode != "decoded":
+        raise InvalidConfig(
+            f"Mode {config.substitute.mode} has no steps to compile.",
+            remedy="Leave it out, or set substitute.mode = 'decoded'.",
+        )
+    maker = _Maker(vlm, config, adapter, _embedder(config, embedder, vlm.device), compiled)
     made = maker.outcomes(batches())
     while True:
         with vlm.use(adapter), torch.inference_mode():  # not while the caller has what was made
@@ -89,6 +97,7 @@ class _Maker:
     config: GenerateConfig
     adapter: str | None
     embedder: Embedder | None
+    compiled: bool
 
     def outcomes(
         self, batches: Iterable[tuple[list[Source], dict[str, Tensor]]]
@@ -101,7 +110,7 @@ class _Maker:
                 begun.append([(s, self._item(s, image, visual[s.image_digest])) for s, image in batch])
                 yield [item for _, item in begun[-1] if isinstance(item, Item)]
 
-        for batch in candidates(self.vlm, items(), self.config):
+        for batch in candidates(self.vlm, items(), self.config, compiled=self.compiled):
             found = iter(batch)
             yield [
                 item if isinstance(item, Skipped) else self._outcome(source, next(found))
@@ -158,11 +167,16 @@ class _Maker:
             method=self.config.substitute.negatives,
             model_digest=self.vlm.digest,
             adapter=self.adapter,
-            numeric_mode=self.vlm.numeric_mode,
+            numeric_mode=numeric_mode(self.vlm, compiled=self.compiled),
             config_digest=self.config.digest,
             seed=self.config.seed,
             embedder=embedder,
         )
+
+
+def numeric_mode(vlm: VLM, *, compiled: bool) -> str:
+    """As records name it: compiled steps round otherwise."""
+    return f"{vlm.numeric_mode}, compiled" if compiled else vlm.numeric_mode
 
 
 def _readable(vlm: VLM, chosen: str, probable: Sequence[Agreed]) -> list[tuple[str, Agreed]]:

@@ -12,7 +12,7 @@ import transformers
 
 import hscr
 from hscr.config import GenerateConfig
-from hscr.contrast.generate import generate
+from hscr.contrast.generate import generate, numeric_mode
 from hscr.models.vlm import VLM
 from hscr.rows.source import RowSource
 from hscr.runs.finish import finish
@@ -41,6 +41,8 @@ class RunOptions:
     """`auto` is CUDA where there is one"""
     dtype: str = "auto"
     """`auto` is bfloat16 on CUDA and float32 elsewhere"""
+    compiled: bool = False
+    """in mode `decoded`, steps through torch.compile"""
 
 
 def generate_records(
@@ -65,26 +67,29 @@ def generate_records(
     with open_run(folder, resume=options.resume) as run:
         vlm = load(model, options.device, options.dtype)
         digest = None if adapter is None else folder_digest(adapter_folder(adapter))
-        run.begin(_identity(vlm, plan, config, digest, options.batch_size), _environment())
+        run.begin(_identity(vlm, plan, config, digest, options), _environment())
         with attached(vlm, adapter, f"local@{(digest or '')[:12]}") as name:
-            made = partial(generate, vlm, config=config, adapter=name, batch_size=options.batch_size)
+            made = partial(
+                generate, vlm, config=config, adapter=name, batch_size=options.batch_size,
+                compiled=options.compiled,
+            )  # fmt: skip
             write_missing(run, plan, made, on_progress)
         return finish(run)
 
 
 def _identity(
-    vlm: VLM, plan: Plan, config: GenerateConfig, adapter_digest: str | None, batch_size: int
+    vlm: VLM, plan: Plan, config: GenerateConfig, adapter_digest: str | None, options: RunOptions
 ) -> dict[str, Any]:
     """All that decides which records a run makes, down to the last bit on one kind of machine."""
     return {
         "input_digest": plan.source.digest,
         "rows": plan.rows,
         "shard_size": plan.size,
-        "batch_size": batch_size,
+        "batch_size": options.batch_size,
         "model_digest": vlm.digest,
         "template_digest": vlm.template_digest,
         "adapter_digest": adapter_digest,
-        "numeric_mode": vlm.numeric_mode,
+        "numeric_mode": numeric_mode(vlm, compiled=options.compiled),
         "config_digest": config.digest,
         "config": config.resolved(),
     }

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from hscr.config import DegradeConfig, FinetuneConfig, GenerateConfig, SubstituteConfig
-from hscr.errors import Conflict, InvalidRecord
+from hscr.errors import Conflict, InvalidConfig, InvalidRecord
 from hscr.models.vlm import VLM
 from hscr.parquet import write_table
 from hscr.records import Change, PreferenceRecord, Response, Substitution
@@ -27,6 +27,7 @@ from hscr.runs.folder import open_run
 from hscr.runs.produce import Skip
 from hscr.runs.run import RunOptions, generate_records
 from hscr.runs.summary import Summary
+from hscr.stack import PHANTOM
 from hscr.store.blobs import folder_digest
 from hscr.store.export.read import read_records
 from tests.cli.running import HSCR, clean_environment
@@ -310,3 +311,23 @@ def test_a_row_may_bring_its_image_as_bytes(model: Path, rows: Path, tmp_path: P
     (stored,) = read_records(tmp_path / "out")
     assert stored.record.source.startswith("row_")
     assert stored.record.study.startswith("local-")
+
+
+def test_compiled_steps_make_the_same_records_and_are_named_in_them(rows: Path, tmp_path: Path) -> None:
+    config = GenerateConfig.parse(
+        {"substitute": {"mode": "decoded", "candidates": 2, "max_tokens": 12}, "rerank": {"gap": 0.0}}
+    )
+    made = {}
+    for compiled in (False, True):
+        options = RunOptions(shard_size=4, batch_size=2, compiled=compiled, device="cpu")
+        run(PHANTOM, rows, tmp_path / str(compiled), options, config=config)
+        made[compiled] = [record for record, _, _ in read_records(tmp_path / str(compiled))]
+    assert made[True]
+    assert [record.rejected for record in made[True]] == [record.rejected for record in made[False]]
+    assert {record.numeric_mode for record in made[False]} == {"cpu/float32"}
+    assert {record.numeric_mode for record in made[True]} == {"cpu/float32, compiled"}
+
+
+def test_a_mode_without_steps_is_not_compiled(model: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="Mode teacher_forced has no steps to compile"):
+        run(model, rows, tmp_path / "out", RunOptions(compiled=True))
