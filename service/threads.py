@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from hscr.errors import HscrError
+from hscr.errors import HscrError, StoreError
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -68,7 +68,7 @@ class Together(Generic[A, T]):
         try:
             outcomes = await self._threads(self._many, [argument for argument, _ in turn])
         except Exception as error:  # noqa: BLE001  whoever waits gets it
-            if len(turn) == 1 or isinstance(error, HscrError):  # the store is away, for all of them
+            if len(turn) == 1 or isinstance(error, StoreError):  # the store is away, for all of them
                 outcomes = [error] * len(turn)
             else:  # what is wrong with one is not to fail the others
                 for each in turn:

@@ -28,6 +28,7 @@ from hscr.models.digest import model_digest, template_digest
 from hscr.records import AdapterVersion, Replica, now
 from hscr.store.store import Store
 from workers.adapter_check import check_adapter
+from workers.copies import drop_copies
 from workers.logs import configure
 from workers.probe import check_shift
 from workers.settings import WorkerSettings
@@ -228,6 +229,7 @@ class Agent:
                 await self._engine.unload_adapter(name)
                 fault_point("agent.unloaded")
                 log.info("%s is unloaded", name)
+                await asyncio.to_thread(drop_copies, self._store, older_than=self._settings.keep_temporary)
 
     async def _retired(self, name: str) -> bool:
         """Whether the replica's row no longer promises the version; it may be desired again by now."""

@@ -30,6 +30,7 @@ from workers.contract import (
     WATCH_CANARY_TASK,
     task_name,
 )
+from workers.copies import drop_copies
 from workers.evaluate import evaluate
 from workers.finetune import finetune
 from workers.generate import generate
@@ -74,6 +75,7 @@ def _run(body: Callable[[Services, Lease], Done]) -> Callable[[str], None]:
         terms = Terms(settings.lease, settings.heartbeat_seconds, settings.job_timeout_seconds, stopping)
         run_job(present.store, job_id, partial(body, present), terms)
         drop_ended(present.store)
+        drop_copies(present.store, older_than=settings.keep_temporary)
 
     return run
 

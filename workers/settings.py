@@ -75,6 +75,10 @@ class WorkerSettings(StoreSettings):
         return timedelta(seconds=self.lease_seconds)
 
     @property
+    def keep_temporary(self) -> timedelta:
+        return timedelta(seconds=self.keep_temporary_seconds)
+
+    @property
     def replicas_seen(self) -> timedelta:
         return timedelta(seconds=self.replica_seen_seconds)
 

@@ -40,8 +40,7 @@ def sweep(services: Services) -> None:
 
 def check_store(services: Services) -> None:
     """Once in a while: throw away files that no row names, and tell of rows whose files are gone."""
-    age = timedelta(seconds=services.settings.keep_temporary_seconds)
-    findings = check(services.store, older_than=age)
+    findings = check(services.store, older_than=services.settings.keep_temporary)
     repair(services.store, findings)
     keep_findings(services.store, findings)
     thrown = len(findings.unheld_images) + len(findings.unknown_folders)

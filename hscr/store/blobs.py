@@ -56,6 +56,12 @@ class Blobs(Protocol):
     def folders(self) -> dict[str, float]:
         """When each folder, whole or not, was stored, in Unix seconds."""
 
+    def copies(self) -> dict[str, float]:
+        """When each folder was copied to this machine, in Unix seconds; none where the folders lie on it."""
+
+    def drop_copy(self, digest: str) -> None:
+        """Of what nothing on this machine reads any more."""
+
     def publish(self, name: str, data: bytes) -> None:
         """Replace a small file beside the blobs; whoever reads it sees the old one or the new one."""
 

@@ -16,7 +16,7 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from hscr.errors import ObjectStoreUnavailable, StoreError
-from hscr.store.blobs import READY, bytes_digest, checked, files_of, folder_digest, intact, missing
+from hscr.store.blobs import READY, bytes_digest, checked, files_of, folder_digest, intact, missing, remove
 from hscr.store.folder_blobs import FolderBlobs
 from hscr.store.settings import StoreSettings
 
@@ -85,6 +85,14 @@ class BucketBlobs:
             digest = key.split("/")[1]
             newest[digest] = max(time, newest.get(digest, 0))
         return newest
+
+    def copies(self) -> dict[str, float]:
+        return self._copies.folders()
+
+    def drop_copy(self, digest: str) -> None:
+        folder = self._copies.folder_path(digest)
+        (folder / READY).unlink(missing_ok=True)
+        remove(folder)
 
     def publish(self, name: str, data: bytes) -> None:
         with _answering():

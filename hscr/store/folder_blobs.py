@@ -92,6 +92,12 @@ class FolderBlobs:
                 times[name] = (folder / name / READY).stat().st_mtime
         return times
 
+    def copies(self) -> dict[str, float]:
+        return {}
+
+    def drop_copy(self, digest: str) -> None:
+        """There is none to drop."""
+
     def folder_path(self, digest: str) -> Path:
         """Where it is, or would be. Raises NotFound for what is no digest."""
         return self.root / "folders" / checked(digest)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import pytest
 
-from hscr.errors import DatabaseUnavailable, HscrError, NotFound
+from hscr.errors import Conflict, DatabaseUnavailable, HscrError, NotFound
 from service.threads import Threads, Together
 
 
@@ -85,17 +85,18 @@ def test_an_error_of_one_is_raised_for_that_one(turns: Turns) -> None:
     run(turns, test)
 
 
-def test_an_argument_that_breaks_its_turn_fails_alone(turns: Turns) -> None:
+@pytest.mark.parametrize("error", [ValueError("three"), Conflict("three")])
+def test_an_argument_that_breaks_its_turn_fails_alone(turns: Turns, error: Exception) -> None:
     def no_threes(numbers: Sequence[int]) -> None:
         if 3 in numbers:
-            raise ValueError("three")
+            raise error
 
     async def test(together: Together[int, int]) -> None:
         asked = await asking(together, 2, 3, 4)
         turns.let_go(4)
         two, three, four = await asyncio.gather(*asked, return_exceptions=True)
         assert (two, four) == (4, 16)
-        assert isinstance(three, ValueError)
+        assert three is error
         assert turns.taken == [[2, 3, 4], [2], [3], [4]]
 
     turns.trouble = no_threes
