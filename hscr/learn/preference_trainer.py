@@ -92,9 +92,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers ships no
         found: list[tuple[str, list[float]]] = []
         size, world = self.args.per_device_train_batch_size, self.args.world_size
         with self._as_base(), self.accelerator.autocast():
-            for start in range(self.args.process_index * size, len(examples), size * world):
+            for first in range(0, len(examples), size * world):
                 should_stop()
-                batch = examples[start : start + size]
+                start = first + size * self.args.process_index
+                # Who has none left repeats some: a pass needs all processes where none holds the whole model.
+                batch = examples[start : start + size] or examples[-size:]
                 rows = zip(batch, self._logps(self.model, batch), strict=True)
                 found += [(e.record.id, row[: len(e.completions)].tolist()) for e, row in rows]
         return {name: torch.tensor(row) for name, row in gather_object(found)}

@@ -184,12 +184,17 @@ def test_an_upgrade_to_images_that_are_nowhere_takes_nothing_away(
     assert fewest_available(operator, namespace, "relay", since) == 1
 
 
+def _settled(operator: Api, namespace: str) -> bool:
+    deployments = operator.objects("deployments", namespace)
+    return all(it["status"]["availableReplicas"] == it["spec"]["replicas"] for it in deployments)
+
+
 def test_a_rollback_brings_the_first_release_back(installed: Helm, operator: Api, namespace: str) -> None:
     installed("rollback", "hscr", "1", *WAIT)
     settings = operator.get("configmaps", "hscr-gateway-settings", namespace)
     assert "HSCR_MAX_ROWS" not in settings.get("data", {})
-    for it in operator.objects("deployments", namespace):
-        assert it["status"]["availableReplicas"] == it["spec"]["replicas"], it["metadata"]["name"]
+    # Helm waits for what must be there, not for what is one too many to be gone.
+    wait_until(lambda: _settled(operator, namespace), what="as many pods as there were")
     assert len(operator.objects("pods", namespace, component="gateway")) == 3
     for pod in operator.objects("pods", namespace):
         assert NOWHERE not in pod["spec"]["containers"][0]["image"]

@@ -1,29 +1,30 @@
-"""Two processes that share each step's records take the same steps as one."""
+"""Two processes that share a step's records take the same steps as one, also if each holds half a model."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hscr.models.vlm import VLM
 from tests.learn.one_process import CONFIGS
+from tests.learn.one_shard import LAUNCHED
 from tests.learn.records import records, run, weights
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def launched(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    out = tmp_path_factory.mktemp("two")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def launch(module: str, folder: Path, out: Path, environment: Mapping[str, str]) -> Path:
+    """Two processes of `python -m MODULE FOLDER OUT`."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*launch, "-m", "tests.learn.one_process", folder, out],
+        [*torchrun, "-m", module, folder, out],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -32,13 +33,25 @@ def launched(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     return out
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_two_processes_equal_one(vlm: VLM, launched: Path, tmp_path: Path, kind: str) -> None:
-    """Seven records, four at a step, one at a time: the second step of an epoch leaves one process with one
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each process holds the whole model."""
+    return launch("tests.learn.one_process", folder, tmp_path_factory.mktemp("two"), {})
+
+
+@pytest.fixture(scope="module")
+def sharded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return launch("tests.learn.one_shard", folder, tmp_path_factory.mktemp("shards"), LAUNCHED)
+
+
+def compared(vlm: VLM, launched: Path, out: Path, kind: str) -> tuple[dict[str, Any], Any]:
+    """What the first process told, and the result of one alone, which must have taken the same steps.
+
+    Seven records, four at a step, one at a time: the second step of an epoch leaves one process with one
     record too few.
     """
     first, second = (json.loads((launched / f"{kind}.{rank}.json").read_text()) for rank in (0, 1))
-    result, history = run(vlm, CONFIGS[kind], tmp_path / "one", pairs=records(7))
+    result, history = run(vlm, CONFIGS[kind], out, pairs=records(7))
     assert second["history"] == []  # only the first process reports
     assert first["metrics"] == second["metrics"]
     assert len(first["history"]) == len(history) == 4
@@ -46,7 +59,20 @@ def test_two_processes_equal_one(vlm: VLM, launched: Path, tmp_path: Path, kind:
         for row in (found, expected):
             row.pop("rewards/accuracies")  # at the first step the sign of a rounding error
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    one, two = weights(tmp_path / "one"), weights(launched / kind)
+    one, two = weights(out), weights(launched / kind)
     assert float((one - two).norm() / one.norm()) < 1e-3
+    return first, result
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_two_processes_equal_one(vlm: VLM, whole: Path, tmp_path: Path, kind: str) -> None:
+    first, result = compared(vlm, whole, tmp_path / "one", kind)
     for item, other in zip(first["probe"]["items"], result.probe["items"], strict=True):
         assert item["token_logprobs_adapter"] == pytest.approx(other["token_logprobs_adapter"], abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_two_halves_of_a_model_equal_a_whole_one(vlm: VLM, sharded: Path, tmp_path: Path, kind: str) -> None:
+    first, _ = compared(vlm, sharded, tmp_path / "one", kind)
+    assert first["sharded"] == ["True, DTensor"]
+    assert first["probe"] == {"items": []}, "no process has what answers"
