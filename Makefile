@@ -31,7 +31,7 @@ test-demo: .venv/dev ## The demo on a smaller ward, as a test (3 minutes)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m demo tests/demo
 
 WALK := alone
-test-faults: .venv/dev ## 10,000 claims, then a death at every fault point by itself (an hour); WALK=rounds: many in a turn
+test-faults: .venv/dev ## 10,000 claims, then a death at every fault point by itself (half an hour); WALK=rounds: many in a turn
 	@HSCR_TEST_CLAIMS=10000 $(PY) -m pytest tests/store/test_claims.py
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m faults -k $(WALK) -s tests/faults $(ARGS)
 
