@@ -37,9 +37,8 @@ def main(root: Path) -> None:
     found = sorted(packages.glob("**/*.so*"))
     libraries = [path for path in found if path.is_file() and not path.is_symlink()]
     for library in libraries:
-        if (
-            "cpython" in library.name or "abi3" in library.name
-        ):  # others were changed by what strip does not know
+        # Bundled ones were changed by tools that strip does not know.
+        if "cpython" in library.name or "abi3" in library.name:
             subprocess.run(["strip", "--strip-unneeded", library], check=True)
     _link_copies(libraries)
     set_times(root)

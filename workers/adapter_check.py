@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from hscr.errors import AdapterRefused, StoreError
-from hscr.store.blobs import READY, folder_digest
+from hscr.errors import AdapterRefused
+from hscr.store.blobs import READY, check_whole
 from workers.tensors import Tensor, read_header, read_values
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -50,11 +50,8 @@ def check_adapter(folder: Path, base: Path, *, digest: str | None = None) -> Non
             copy is damaged, which says nothing about the version.
     """
     _check_files(folder)
-    if digest is not None and folder_digest(folder) != digest:
-        raise StoreError(
-            f"The files of adapter {digest[:12]} are not those that were stored.",
-            remedy="Restore them from a backup, or train on the same records again.",
-        )
+    if digest is not None:
+        check_whole(digest, folder)
     rank, targets = _read_config(folder / CONFIG)
     tensors = read_header(folder / WEIGHTS)
     layers = _base_layers(base)

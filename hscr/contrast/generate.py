@@ -52,6 +52,7 @@ def generate(
     names it. Raises DependencyMissing or InvalidConfig when the configuration's embedder cannot be loaded,
     InvalidConfig also for `compiled` in a mode without such steps.
     """
+    check_compiled(config, compiled=compiled)
     done = kept = 0
 
     def batches() -> Iterator[tuple[list[Source], dict[str, Tensor]]]:
@@ -65,11 +66,6 @@ def generate(
             visual = {key: fresh[key] if key in fresh else visual[key] for key in images}
             yield batch, visual
 
-    if compiled and config.substitute.mode != "decoded":
-        raise InvalidConfig(
-            f"Mode {config.substitute.mode} has no steps to compile.",
-            remedy="Leave it out, or set substitute.mode = 'decoded'.",
-        )
     maker = _Maker(vlm, config, adapter, _embedder(config, embedder, vlm.device), compiled)
     made = maker.outcomes(batches())
     while True:
@@ -81,6 +77,15 @@ def generate(
         kept += sum(isinstance(outcome, PreferenceRecord) for outcome in outcomes)
         yield from outcomes
         on_progress(done, kept)
+
+
+def check_compiled(config: GenerateConfig, *, compiled: bool) -> None:
+    """Raises InvalidConfig for `compiled` in a mode without steps."""
+    if compiled and config.substitute.mode != "decoded":
+        raise InvalidConfig(
+            f"Mode {config.substitute.mode} has no steps to compile.",
+            remedy="Leave it out, or set substitute.mode = 'decoded'.",
+        )
 
 
 def _embedder(config: GenerateConfig, given: Embedder | None, device: torch.device | str) -> Embedder | None:

@@ -12,7 +12,7 @@ import transformers
 
 import hscr
 from hscr.config import GenerateConfig
-from hscr.contrast.generate import generate, numeric_mode
+from hscr.contrast.generate import check_compiled, generate, numeric_mode
 from hscr.models.vlm import VLM
 from hscr.rows.source import RowSource
 from hscr.runs.finish import finish
@@ -61,8 +61,10 @@ def generate_records(
     same rows, byte for byte, as one that was not. `on_progress(rows done, rows)` follows each row.
 
     Raises Conflict for a folder that holds something else, or whose run had other settings; NotFound without
-    model or adapter. Rows that give no record never raise: the folder's `skipped.jsonl` names them.
+    model or adapter; InvalidConfig, before anything is written, for a mode that has nothing to compile. Rows
+    that give no record never raise: the folder's `skipped.jsonl` names them.
     """
+    check_compiled(config, compiled=options.compiled)
     plan = Plan(rows, options.shard_size, options.limit)
     with open_run(folder, resume=options.resume) as run:
         vlm = load(model, options.device, options.dtype)

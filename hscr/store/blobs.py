@@ -116,6 +116,15 @@ def intact(digest: str, data: bytes) -> bytes:
     return data
 
 
+def check_whole(digest: str, folder: Path) -> None:
+    """Raises StoreError for files of another name."""
+    if folder_digest(folder) != digest:
+        raise StoreError(
+            f"The files of adapter {digest[:12]} are not those that were stored.",
+            remedy="Restore them from a backup, or train on the same records again.",
+        )
+
+
 def missing(digest: str) -> NotFound:
     return NotFound(
         f"Nothing is stored under {digest[:12]!r}….", remedy="It may have expired; upload it again."

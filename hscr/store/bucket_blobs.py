@@ -16,7 +16,17 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from hscr.errors import ObjectStoreUnavailable, StoreError
-from hscr.store.blobs import READY, bytes_digest, checked, files_of, folder_digest, intact, missing, remove
+from hscr.store.blobs import (
+    READY,
+    bytes_digest,
+    check_whole,
+    checked,
+    files_of,
+    folder_digest,
+    intact,
+    missing,
+    remove,
+)
 from hscr.store.folder_blobs import FolderBlobs
 from hscr.store.settings import StoreSettings
 
@@ -38,8 +48,7 @@ class BucketBlobs:
     def put(self, data: bytes) -> str:
         digest = bytes_digest(data)
         if not self.exists(digest):
-            with _answering():
-                obstore.put(self._bucket, _image(digest), data)
+            self._write(_image(digest), data)
         return digest
 
     def get(self, digest: str) -> bytes:
@@ -60,10 +69,8 @@ class BucketBlobs:
     def put_folder(self, source: Path) -> str:
         digest = folder_digest(source)
         for path in files_of(source):
-            with _answering():
-                obstore.put(self._bucket, _file(digest, path.relative_to(source).as_posix()), path)
-        with _answering():
-            obstore.put(self._bucket, _file(digest, READY), digest.encode())
+            self._write(_file(digest, path.relative_to(source).as_posix()), path)
+        self._write(_file(digest, READY), digest.encode())
         return digest
 
     def folder(self, digest: str) -> Path:
@@ -95,8 +102,7 @@ class BucketBlobs:
         remove(folder)
 
     def publish(self, name: str, data: bytes) -> None:
-        with _answering():
-            obstore.put(self._bucket, name, data)
+        self._write(name, data)
 
     def published(self, name: str) -> bytes | None:
         return self._read(name)
@@ -109,17 +115,17 @@ class BucketBlobs:
             prefix = _file(digest)
             for key, _ in self._list(prefix):
                 self._download(key, folder / key.removeprefix(f"{prefix}/"))
-            if folder_digest(folder) != digest:
-                raise StoreError(
-                    f"The files of adapter {digest[:12]} are not those that were stored.",
-                    remedy="Restore them from a backup, or train on the same records again.",
-                )
+            check_whole(digest, folder)
 
     def _download(self, key: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _answering(), target.open("wb") as file:
             for chunk in obstore.get(self._bucket, key).stream(min_chunk_size=_CHUNK):
                 file.write(chunk)
+
+    def _write(self, key: str, data: bytes | Path) -> None:
+        with _answering():
+            obstore.put(self._bucket, key, data)
 
     def _read(self, key: str) -> bytes | None:
         with _answering(), suppress(FileNotFoundError):

@@ -59,20 +59,18 @@ class FolderBlobs:
     def put_folder(self, source: Path) -> str:
         digest = folder_digest(source)
         target = self.folder_path(digest)
-        if (target / READY).exists() and folder_digest(target) == digest:
+        if self.holds_folder(digest) and folder_digest(target) == digest:
             with disk_errors():
                 (target / READY).touch()
-            return digest
-        with self._written_aside() as aside:
-            _copy(source, aside)
-            self._keep_folder(aside, digest)
+        else:
+            with self.filling(digest) as folder:
+                _copy(source, folder)
         return digest
 
     def folder(self, digest: str) -> Path:
-        path = self.folder_path(digest)
-        if not (path / READY).exists():
+        if not self.holds_folder(digest):
             raise missing(digest)
-        return path
+        return self.folder_path(digest)
 
     def holds_folder(self, digest: str) -> bool:
         return (self.folder_path(digest) / READY).exists()
@@ -120,20 +118,16 @@ class FolderBlobs:
         with self._written_aside() as aside:
             aside.mkdir()
             yield aside
-            self._keep_folder(aside, digest)
-
-    def _keep_folder(self, aside: Path, digest: str) -> None:
-        target = self.folder_path(digest)
-        for path in (*files_of(aside), aside):
-            sync(path)
-        fault_point("folder.copied")
-        (aside / READY).write_text(digest)
-        sync(aside / READY)
-        sync(aside)
-        if target.exists():
-            target.rename(self._aside())  # swept later; what an engine has open stays readable
-        fault_point("folder.aside")
-        _publish(aside, target)
+            for path in (*files_of(aside), aside):
+                sync(path)
+            fault_point("folder.copied")
+            (aside / READY).write_text(digest)
+            sync(aside / READY)
+            sync(aside)
+            # What was there is swept later; what an engine has open stays readable.
+            self.delete_folder(digest)
+            fault_point("folder.aside")
+            _publish(aside, self.folder_path(digest))
 
     def _aside(self) -> Path:
         aside = self.root / "aside"
@@ -154,7 +148,6 @@ class FolderBlobs:
 
 def _copy(source: Path, target: Path) -> None:
     """All that counts for the digest. `shutil.copytree` would tell of a full disk in words only."""
-    target.mkdir()
     for path in files_of(source):
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)

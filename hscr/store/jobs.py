@@ -59,7 +59,7 @@ class Jobs:
         with self._database.write() as connection:
             claims = [each.claim for each in asked if each.claim is not None]
             new = claim_new(connection, claims)
-            _submit_in(connection, [each.job for each in asked if each.claim is None or each.job.id in new])
+            submit_in(connection, *(each.job for each in asked if each.claim is None or each.job.id in new))
             return [_outcome(connection, each, new) for each in asked]
 
     def repeated(self, owner: str, key: str, request_digest: str) -> Job | None:
@@ -151,8 +151,7 @@ class Jobs:
     def succeed(self, connection: Connection, job_id: str, result: dict[str, Any], *then: Job) -> None:
         """End the job inside a `fenced` transaction; the jobs that follow become due with it."""
         _finish(connection, job_id, JobState.SUCCEEDED, result=result)
-        for following in then:
-            submit_in(connection, following)
+        submit_in(connection, *then)
 
     def fail(self, job_id: str, attempt: int, error: HscrError) -> None:
         with self.fenced(job_id, attempt) as connection:
@@ -284,12 +283,8 @@ def cancel_in(connection: Connection, job_id: str) -> Job:
     return _get(connection, job_id)
 
 
-def submit_in(connection: Connection, job: Job) -> None:
-    """Row, outbox entry and first event in the caller's transaction."""
-    _submit_in(connection, [job])
-
-
-def _submit_in(connection: Connection, new: Sequence[Job]) -> None:
+def submit_in(connection: Connection, *new: Job) -> None:
+    """Row, outbox entry and first event of each in the caller's transaction."""
     if not new:
         return
     connection.execute(_NEW_JOB, [{**job.model_dump(), "last_event": 1} for job in new])

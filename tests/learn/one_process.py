@@ -5,6 +5,8 @@ It trains with an online reference, and then, in the same process, with a cached
 
 import json
 import sys
+from collections.abc import Callable, Set
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,16 +23,18 @@ CONFIGS: dict[str, FinetuneConfig] = {
 }
 
 
-def main() -> None:
+def main(load: Callable[[str], VLM], sharded: Set[str] = frozenset()) -> None:
+    """Write down what each run of a loaded model came to, and what `sharded` says after it."""
     torch.set_num_threads(1)
     model, out = sys.argv[1:]
-    vlm = VLM.load(model)
     for kind, config in CONFIGS.items():
-        result, history = run(vlm, config, Path(out) / kind, pairs=records(7))
-        told = {"history": history, "metrics": result.metrics, "probe": result.probe}
+        result, history = run(load(model), config, Path(out) / kind, pairs=records(7))
+        told = {
+            "history": history, "metrics": result.metrics, "probe": result.probe, "sharded": sorted(sharded),
+        }  # fmt: skip
         rank = torch.distributed.get_rank()
         (Path(out) / f"{kind}.{rank}.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":
-    main()
+    main(cache(VLM.load))

@@ -3,18 +3,13 @@
 torch shards on CPUs as well, by gloo, but accelerate does not ask it to; here it does.
 """
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 
 from hscr.learn.preference_trainer import PreferenceTrainer
 from hscr.models.vlm import VLM
-from tests.learn.one_process import CONFIGS
-from tests.learn.records import records, run
+from tests.learn.one_process import main
 
 LAUNCHED = {
     "ACCELERATE_USE_FSDP": "true",
@@ -51,20 +46,8 @@ def note_sharding(told: set[str]) -> None:
     PreferenceTrainer.compute_loss = noted  # type: ignore[method-assign]
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    model, out = sys.argv[1:]
+if __name__ == "__main__":
     shard_on_cpus()
     sharded: set[str] = set()
     note_sharding(sharded)
-    for kind, config in CONFIGS.items():
-        result, history = run(VLM.load(model), config, Path(out) / kind, pairs=records(7))
-        told = {
-            "history": history, "metrics": result.metrics, "probe": result.probe, "sharded": sorted(sharded),
-        }  # fmt: skip
-        rank = torch.distributed.get_rank()
-        (Path(out) / f"{kind}.{rank}.json").write_text(json.dumps(told))
-
-
-if __name__ == "__main__":
-    main()
+    main(VLM.load, sharded)  # anew for each run: what was sharded once stays so

@@ -331,3 +331,4 @@ def test_compiled_steps_make_the_same_records_and_are_named_in_them(rows: Path, 
 def test_a_mode_without_steps_is_not_compiled(model: Path, rows: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="Mode teacher_forced has no steps to compile"):
         run(model, rows, tmp_path / "out", RunOptions(compiled=True))
+    assert not (tmp_path / "out").exists(), "the same folder can be used without it"
