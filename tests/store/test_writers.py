@@ -1,16 +1,18 @@
 """Writers at the same time: the second begins before the first has committed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
 import pytest
-from sqlalchemy import Connection, delete, func, select, text, update
+from sqlalchemy import Connection, delete, event, func, select, text, update
 
 from hscr.errors import Conflict, Gone
 from hscr.records import Job, JobKind, JobState
 from hscr.store.answers import hold_image
+from hscr.store.database import WRITE
 from hscr.store.jobs import Asked, submit_in
 from hscr.store.keys import claim_idempotency
 from hscr.store.preferences import add_skip, add_source
@@ -30,18 +32,34 @@ EXPIRED = timedelta(seconds=-1)
 def overlapping(store: Store, first: Callable[[Connection], object], second: Callable[[], T]) -> T:
     """The second's result, which began between the first's last write and its commit."""
     with ThreadPoolExecutor(1) as pool:
-        with store.database.write() as connection:
+        with store.database.write() as connection, writers(store) as come:
             first(connection)
             begun = pool.submit(second)
-            wait_until(lambda: begun.done() or waits(store), what="the second writer waiting, or done")
+            wait_until(lambda: begun.done() or waits(store, come), what="the second writer waiting, or done")
         return begun.result()
 
 
-def waits(store: Store) -> bool:
+@contextmanager
+def writers(store: Store) -> Iterator[list[Connection]]:
+    """The connections that come inside the block to the BEGIN of a write."""
+    come: list[Connection] = []
+
+    def note(connection: Connection, options: Mapping[str, object]) -> None:
+        if options.get(WRITE):
+            come.append(connection)
+
+    event.listen(store.database._engine, "set_connection_execution_options", note)
+    try:
+        yield come
+    finally:
+        event.remove(store.database._engine, "set_connection_execution_options", note)
+
+
+def waits(store: Store, come: Sequence[Connection]) -> bool:
     """Whether a writer waits for another; on SQLite every second one does, from its BEGIN on."""
     with store.database.read() as connection:
         if connection.dialect.name == "sqlite":
-            return True
+            return bool(come)
         waiting = "wait_event_type = 'Lock' AND datname = current_database()"
         query = text(f"SELECT count(*) FROM pg_stat_activity WHERE {waiting}")
         return bool(connection.execute(query).scalar_one())
