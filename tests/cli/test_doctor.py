@@ -12,6 +12,7 @@ from hscr.doctor import Check, Status, examine
 from hscr.store.database import Database
 from tests.cli.running import hscr
 from tests.postgres_server import PASSWORD, PostgresServer
+from tests.redis_server import free_port
 from tests.s3_server import S3Server
 
 CLOSED = "127.0.0.1:9"
@@ -24,9 +25,7 @@ def check(name: str, home: Path, url: str = f"http://{CLOSED}", **environment: s
 
 @pytest.fixture
 def free_url() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 @pytest.fixture

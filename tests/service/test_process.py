@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -10,14 +9,9 @@ from contextlib import suppress
 import httpx2
 
 from hscr.records import Role
+from tests.redis_server import free_port
 from tests.service.conftest import IMAGE, QUESTION, b64, equip, replica
 from tests.waiting import wait_until
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_process_serves_logs_no_patient_and_ends_on_sigterm(settings, store, engine):
