@@ -50,11 +50,12 @@ def evaluate(services: Services, lease: Lease) -> Done:
     replica = await_loaded(services, lease, *names)[0]
     fault_point("evaluate.loaded")
     suite = load_suite(payload.evaluate)
-    kept = Kept.take_over(services.store, lease).answers
+    kept = Kept.take_over(services.store, lease)
     work = _ask_versions(
-        replica, suite, [*names, None], lease, kept, concurrency=payload.evaluate.concurrency
+        replica, suite, [*names, None], lease, kept.answers, concurrency=payload.evaluate.concurrency
     )
-    answers = asked(replica, lease, work)
+    with kept.shared_if_interrupted():
+        answers = asked(replica, lease, work)
     judgement = judge(
         Measured(answers[payload.candidate].full, dependence[payload.candidate]["dependence"]),
         Measured(answers[active].full, dependence[active or BASE]["dependence"]),

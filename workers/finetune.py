@@ -100,6 +100,8 @@ def _train(
             lease.tell(f"Resumed at step {event['step']}.")
         elif event["event"] == "refused":
             lease.tell(f"Training starts anew: {event['reason']}")
+        elif event["event"] == "unshared":
+            lease.tell(f"A checkpoint stayed on this machine: {event['reason']}")
         else:
             lease.report(event["done"], event["total"], "steps", loss=event["metrics"].get("loss"), **resumed)
 
@@ -109,7 +111,7 @@ def _train(
             "records": str(listed),
             "out": str(folder / "adapter"),
             "config": payload.config.resolved(),
-            "checkpoints": str(kept.steps),
+            "kept": str(kept.folder),
             "every": services.settings.checkpoint_every,
         },
         on_event=on_event,

@@ -15,7 +15,7 @@ from hscr.config import EvaluateConfig, FinetuneConfig, GenerateConfig
 from hscr.contrast.degrade import degrade
 from hscr.contrast.dependence import Said, dropped_views, visual_dependence
 from hscr.contrast.generate import Skipped, generate
-from hscr.errors import JobCancelled, NotFound
+from hscr.errors import JobCancelled, NotFound, ObjectStoreUnavailable
 from hscr.evaluate.metrics import ACCURACY, MACRO, score, summarise
 from hscr.evaluate.suites import Suite, SuiteItem, load_suite
 from hscr.learn.trainer import finetune
@@ -24,6 +24,7 @@ from hscr.models.language import View
 from hscr.models.vlm import VLM
 from hscr.records import Dropping, PreferenceRecord, PreferenceSource
 from hscr.store.blobs import Blobs
+from workers.checkpoints import Kept
 
 _GREEDY_BATCH = 32
 _GREEDY_TOKENS = 64
@@ -86,10 +87,19 @@ class Workbench:
                 channel.send("skip", source=source.id, reason="Its image has expired or was deleted.")
 
     def _finetune(self, arguments: dict[str, Any], channel: Channel) -> dict[str, Any]:
-        """Arguments: records (path of JSON lines), out, config, checkpoints (folder), every (steps).
+        """Arguments: records (path of JSON lines), out, config, kept (the attempt's folder), every (steps).
 
-        Events: progress; resumed (step) or refused (reason) when there is a checkpoint.
+        Events: progress; resumed (step) or refused (reason) when there is a checkpoint; unshared (reason)
+        when one could not be left for other machines.
         """
+        kept = Kept(Path(arguments["kept"]), self._blobs)
+
+        def share() -> None:
+            try:
+                kept.share()
+            except ObjectStoreUnavailable as error:  # the next one may get there; training needs no store
+                channel.send("unshared", reason=error.detail)
+
         lines = Path(arguments["records"]).read_text().splitlines()
         records = [PreferenceRecord.model_validate_json(line) for line in lines]
         result = finetune(
@@ -102,8 +112,9 @@ class Workbench:
             ),
             should_stop=channel.stopped,
             checkpoint_every=arguments["every"],
-            checkpoint_dir=arguments["checkpoints"],
+            checkpoint_dir=kept.steps,
             should_checkpoint=channel.checkpoint_wanted,
+            on_checkpoint=share,
             resume=True,
             on_resumed=lambda step: channel.send("resumed", step=step),
             on_refused=lambda reason: channel.send("refused", reason=reason),

@@ -26,6 +26,7 @@ from hscr.errors import (
     InvalidInput,
     JobCancelled,
     LeaseLost,
+    ObjectStoreUnavailable,
     StoreError,
     StoreFull,
     StoreReadOnly,
@@ -46,8 +47,8 @@ class AttemptOver(Exception):
     """This attempt cannot go on, but another may: the worker must go, or its child died."""
 
 
-class DiskInTheWay(AttemptOver):
-    """There is no space to go on with, which no number of attempts is to be blamed for."""
+class StoreInTheWay(AttemptOver):
+    """The disk is full or the object store away, which no number of attempts is to be blamed for."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def run_job(store: Store, job_id: str, body: Callable[[Lease], Done], terms: Ter
 
 def _attempt(store: Store, job: Job, body: Callable[[Lease], Done], terms: Terms) -> None:
     try:
-        with _blaming_disk(store), Lease(store, job, terms) as lease:
+        with _blaming_store(store), Lease(store, job, terms) as lease:
             done = body(lease)
             lease.check()
             fault_point("attempt.done", job.kind)
@@ -206,10 +207,13 @@ def _attempt(store: Store, job: Job, body: Callable[[Lease], Done], terms: Terms
         raise
     except AttemptOver as over:
         log.warning("%s: attempt %d ended early: %s", job.id, job.attempt, over)
-        blameless = terms.stopping.is_set() or isinstance(over, DiskInTheWay)
-        ended = store.jobs.hand_back if blameless else store.jobs.attempt_failed
         fault_point("attempt.handing-back")
-        ended(job.id, job.attempt, str(over))
+        if isinstance(over, StoreInTheWay):
+            store.jobs.hand_back(job.id, job.attempt, str(over), later=True)
+        elif terms.stopping.is_set():
+            store.jobs.hand_back(job.id, job.attempt, str(over))
+        else:
+            store.jobs.attempt_failed(job.id, job.attempt, str(over))
         fault_point("attempt.handed-back")
     except (DatabaseUnavailable, SQLAlchemyError) as error:
         log.warning("%s: the database failed (%s)", job.id, type(error).__name__)
@@ -227,17 +231,19 @@ def _attempt(store: Store, job: Job, body: Callable[[Lease], Done], terms: Terms
 
 
 @contextmanager
-def _blaming_disk(store: Store) -> Iterator[None]:
+def _blaming_store(store: Store) -> Iterator[None]:
     """Whatever fails while the disk is full may fail because of it, also in the child, and is tried again."""
     try:
         yield
     except (LeaseLost, JobCancelled, AttemptOver):
         raise
+    except (StoreFull, StoreReadOnly, ObjectStoreUnavailable) as error:
+        raise StoreInTheWay(error.detail) from error
     except Exception as error:
-        told = error if isinstance(error, StoreFull | StoreReadOnly) else store.disk.trouble()
-        if told is None:
+        trouble = store.disk.trouble()
+        if trouble is None:
             raise
-        raise DiskInTheWay(told.detail) from error
+        raise StoreInTheWay(trouble.detail) from error
 
 
 def _timed_out(seconds: float) -> HscrError:

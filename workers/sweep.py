@@ -11,7 +11,7 @@ from hscr.records import JobKind, JobState
 from hscr.store.blobs import remove
 from hscr.store.check import check, keep_findings, repair
 from hscr.store.store import Store
-from workers.checkpoints import drop_ended
+from workers.checkpoints import drop_ended, drop_handed_over
 from workers.services import Services
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ def sweep(services: Services) -> None:
     fault_point("sweep.resent")
     store.releases.drop_expired_leases()
     _drop_candidate(store)
+    drop_handed_over(store)
     expired = store.answers.expire_images()
     if expired:
         fault_point("sweep.expired")

@@ -54,6 +54,15 @@ imagePullPolicy: {{ .root.Values.images.pullPolicy }}
 {{ if .Values.model.existingClaim }}/models/base{{ else }}/models/phantom{{ end }}
 {{- end }}
 
+{{/* Where images and adapters are: a bucket, or else a claim that all pods mount. */}}
+{{- define "hscr.bucket" -}}
+{{ if .Values.objectStore.enabled }}s3://hscr{{ else }}{{ .Values.objectStore.url }}{{ end }}
+{{- end }}
+
+{{- define "hscr.claim" -}}
+{{ if .Values.state.existingClaim }}{{ .Values.state.existingClaim }}{{ else if .Values.state.shared }}{{ include "hscr.name" . }}-state{{ end }}
+{{- end }}
+
 {{- define "hscr.checks" -}}
 {{- $taken := list -}}
 {{- range $name, $group := .Values.workers.groups -}}
@@ -68,7 +77,11 @@ imagePullPolicy: {{ .root.Values.images.pullPolicy }}
 {{- if gt (int (.Values.settings.agent.adapter_slots | default 4)) (int .Values.engine.maxLoras) }}{{ fail "settings.agent.adapter_slots is larger than engine.maxLoras: the engine has no room for them." }}{{ end -}}
 {{- if and .Values.networkPolicy.enabled (not .Values.postgres.enabled) (not .Values.networkPolicy.database) }}{{ fail "The database is outside and egress is closed: name it in networkPolicy.database (or set postgres.enabled, or networkPolicy.enabled=false)." }}{{ end -}}
 {{- if and .Values.networkPolicy.enabled (not .Values.redis.enabled) (not .Values.networkPolicy.redis) }}{{ fail "Redis is outside and egress is closed: name it in networkPolicy.redis (or set redis.enabled, or networkPolicy.enabled=false)." }}{{ end -}}
+{{- $places := 0 -}}
+{{- range list .Values.objectStore.url .Values.objectStore.enabled (include "hscr.claim" .) }}{{ if . }}{{ $places = add1 $places }}{{ end }}{{ end -}}
+{{- if eq (int $places) 0 }}{{ fail "Nothing says where images and adapters are: set objectStore.url to a bucket, or objectStore.enabled for a trial, or state.shared for one claim that all pods mount." }}{{ end -}}
+{{- if gt (int $places) 1 }}{{ fail "objectStore.url, objectStore.enabled and state.shared (or state.existingClaim) are places for images and adapters: leave one." }}{{ end -}}
+{{- if and .Values.objectStore.enabled (not .Values.secrets.objectStore) }}{{ fail "objectStore.enabled needs secrets.objectStore: the Secret with the key that opens it." }}{{ end -}}
 {{- if and .Values.networkPolicy.enabled .Values.objectStore.url (not .Values.networkPolicy.objectStore) }}{{ fail "The object store is outside and egress is closed: name it in networkPolicy.objectStore (or set networkPolicy.enabled=false)." }}{{ end -}}
-{{- if and .Values.objectStore.url .Values.state.existingClaim }}{{ fail "objectStore.url and state.existingClaim name two places for images and adapters: leave one of them empty." }}{{ end -}}
 {{- if and .Values.gateway.httpRoute.enabled (not .Values.gateway.httpRoute.parentRefs) }}{{ fail "gateway.httpRoute.enabled needs gateway.httpRoute.parentRefs: the Gateway to attach to." }}{{ end -}}
 {{- end }}

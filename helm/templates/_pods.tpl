@@ -84,8 +84,11 @@ resources: {{ toYaml $resources | nindent 2 }}
   valueFrom: {secretKeyRef: {name: {{ .root.Values.secrets.redis }}, key: redis-url}}
 {{- end }}
 {{- end }}
-{{- if and .blobs .root.Values.objectStore.url }}
-- {name: HSCR_BLOBS_URL, value: {{ .root.Values.objectStore.url | quote }}}
+{{- if and .blobs (include "hscr.bucket" .root) }}
+- {name: HSCR_BLOBS_URL, value: {{ include "hscr.bucket" .root | quote }}}
+{{- if .root.Values.objectStore.enabled }}
+- {name: HSCR_S3_ENDPOINT, value: "http://{{ include "hscr.name" .root }}-object-store:9000"}
+{{- else }}
 {{- with .root.Values.objectStore.endpoint }}
 - {name: HSCR_S3_ENDPOINT, value: {{ . | quote }}}
 {{- if $.root.Values.tls.existingCaSecret }}
@@ -94,6 +97,7 @@ resources: {{ toYaml $resources | nindent 2 }}
 {{- end }}
 {{- with .root.Values.objectStore.region }}
 - {name: HSCR_S3_REGION, value: {{ . | quote }}}
+{{- end }}
 {{- end }}
 {{- with .root.Values.secrets.objectStore }}
 - name: HSCR_S3_ACCESS_KEY_ID
@@ -145,10 +149,10 @@ resources: {{ toYaml $resources | nindent 2 }}
 
 {{- define "hscr.stateVolume" -}}
 - name: state
-  {{- if .Values.objectStore.url }}
-  emptyDir: {}
+  {{- with include "hscr.claim" . }}
+  persistentVolumeClaim: {claimName: {{ . }}}
   {{- else }}
-  persistentVolumeClaim: {claimName: {{ .Values.state.existingClaim | default (printf "%s-state" (include "hscr.name" .)) }}}
+  emptyDir: {}
   {{- end }}
 {{- include "hscr.caVolume" . }}
 {{- end }}

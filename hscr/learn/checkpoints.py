@@ -25,14 +25,19 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]  # transformers ships 
     """
 
     def __init__(
-        self, folder: Path, identity: dict[str, str], wanted: Callable[[], bool] = lambda: False
+        self,
+        folder: Path,
+        identity: dict[str, str],
+        wanted: Callable[[], bool] = lambda: False,
+        on_kept: Callable[[], None] = lambda: None,
     ) -> None:
         """identity: what a run must have in common with the one it continues.
 
-        `wanted` is asked after each step whether to write one now, besides those that are due.
+        `wanted` is asked after each step whether to write one now, besides those that are due; `on_kept` is
+        called when one has replaced the one before.
         """
         self.folder, self.aside = folder, folder / _ASIDE
-        self._identity, self._wanted = identity, wanted
+        self._identity, self._wanted, self._on_kept = identity, wanted, on_kept
         self._step = self._kept = 0
 
     @property
@@ -91,6 +96,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]  # transformers ships 
         fault_point("checkpoint.kept")
         for path in before:
             shutil.rmtree(path, ignore_errors=True)
+        self._on_kept()
 
     def _check(self, checkpoint: Path) -> None:
         try:

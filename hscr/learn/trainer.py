@@ -57,6 +57,7 @@ def finetune(
     checkpoint_every: int = 0,
     checkpoint_dir: str | Path | None = None,
     should_checkpoint: Callable[[], bool] = lambda: False,
+    on_checkpoint: Callable[[], None] = lambda: None,
     resume: bool = False,
     on_resumed: Callable[[int], None] = lambda _: None,
     on_refused: Callable[[str], None] | None = None,
@@ -72,9 +73,10 @@ def finetune(
 
     Every `checkpoint_every` steps (0: never), and after a step at whose end `should_checkpoint`, a checkpoint
     is written to `<out_dir>.checkpoints`, which is removed when training has ended, or to `checkpoint_dir`,
-    which stays. `resume` continues from it to the very bytes that an uninterrupted run gives, and tells
-    `on_resumed` the step. With `on_refused` one that cannot be used is no error: it is told why, and training
-    starts anew. `report_to` sends the metrics to TensorBoard (`<out_dir>.runs`) or MLflow.
+    which stays; `on_checkpoint` is called when one is whole. `resume` continues from it to the very bytes
+    that an uninterrupted run gives, and tells `on_resumed` the step. With `on_refused` one that cannot be
+    used is no error: it is told why, and training starts anew. `report_to` sends the metrics to TensorBoard
+    (`<out_dir>.runs`) or MLflow.
     The reference's log-probs are kept in `cache_dir` for later runs.
 
     Under `accelerate launch` every process calls this with a model of its own, and the first one writes.
@@ -84,7 +86,7 @@ def finetune(
     out, prepared = Path(out_dir), prepare(vlm, examples, config)
     kept = Path(checkpoint_dir) if checkpoint_dir is not None else _beside(out, "checkpoints")
     wanted = should_checkpoint if checkpoint_every else lambda: False
-    checkpoints = Checkpoints(kept, _identity(vlm, prepared, config), wanted)
+    checkpoints = Checkpoints(kept, _identity(vlm, prepared, config), wanted, on_checkpoint)
     # Asked to stop just after a step had ended without one, it is the next step's end that brings it.
     stop = lambda: should_stop() and not checkpoints.behind  # noqa: E731
     latest = _latest(checkpoints, on_refused) if resume else None

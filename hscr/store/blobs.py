@@ -62,6 +62,21 @@ class Blobs(Protocol):
     def drop_copy(self, digest: str) -> None:
         """Of what nothing on this machine reads any more."""
 
+    def hand_over(self, name: str, folder: Path) -> None:
+        """Leave a folder as it is now for other machines, in place of what had this name.
+
+        Nothing happens, here and in the next three, where machines share `root`.
+        """
+
+    def take_over(self, name: str, folder: Path) -> bool:
+        """Fill a folder, which must not exist, with what was handed over; False when nothing was."""
+
+    def handed_over(self) -> list[str]:
+        """All names."""
+
+    def drop_handed_over(self, name: str) -> None:
+        """Nothing happens if it is gone already."""
+
     def publish(self, name: str, data: bytes) -> None:
         """Replace a small file beside the blobs; whoever reads it sees the old one or the new one."""
 

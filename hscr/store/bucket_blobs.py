@@ -5,6 +5,7 @@ deletion; an adapter's folder is copied to this machine once, and checked, for a
 A folder's READY object is written last and removed first, so that who sees it sees a whole folder.
 """
 
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -101,6 +102,31 @@ class BucketBlobs:
         (folder / READY).unlink(missing_ok=True)
         remove(folder)
 
+    def hand_over(self, name: str, folder: Path) -> None:
+        with self._copies.written_aside() as aside:
+            with tarfile.open(aside, "w") as tar:
+                tar.add(folder, "")
+            self._write(_handed(name), aside)
+            remove(aside)
+
+    def take_over(self, name: str, folder: Path) -> bool:
+        if not self._has(_handed(name)):
+            return False
+        with self._copies.written_aside() as aside, self._copies.written_aside() as filled:
+            self._download(_handed(name), aside)
+            with tarfile.open(aside) as tar:
+                tar.extractall(filled, filter="data")
+            remove(aside)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            filled.rename(folder)
+        return True
+
+    def handed_over(self) -> list[str]:
+        return [key.rpartition("/")[2].removesuffix(".tar") for key, _ in self._list("handed")]
+
+    def drop_handed_over(self, name: str) -> None:
+        self._remove(_handed(name))
+
     def publish(self, name: str, data: bytes) -> None:
         self._write(name, data)
 
@@ -186,6 +212,10 @@ def _answering() -> Iterator[None]:
 
 def _image(digest: str) -> str:
     return f"sha256/{checked(digest)[:2]}/{digest}"
+
+
+def _handed(name: str) -> str:
+    return f"handed/{name}.tar"
 
 
 def _file(digest: str, *name: str) -> str:

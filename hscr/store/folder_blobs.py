@@ -27,7 +27,7 @@ class FolderBlobs:
         digest = bytes_digest(data)
         target = self.path(digest)
         if not target.exists():
-            with self._written_aside() as aside:
+            with self.written_aside() as aside:
                 with aside.open("wb") as file:
                     file.write(data)
                     file.flush()
@@ -96,12 +96,24 @@ class FolderBlobs:
     def drop_copy(self, digest: str) -> None:
         """There is none to drop."""
 
+    def hand_over(self, name: str, folder: Path) -> None:
+        """Who shares the root sees it where it is."""
+
+    def take_over(self, name: str, folder: Path) -> bool:  # noqa: ARG002
+        return False
+
+    def handed_over(self) -> list[str]:
+        return []
+
+    def drop_handed_over(self, name: str) -> None:
+        """There is none to drop."""
+
     def folder_path(self, digest: str) -> Path:
         """Where it is, or would be. Raises NotFound for what is no digest."""
         return self.root / "folders" / checked(digest)
 
     def publish(self, name: str, data: bytes) -> None:
-        with self._written_aside() as aside:
+        with self.written_aside() as aside:
             aside.write_bytes(data)
             sync(aside)
             _publish(aside, self.root / name)
@@ -115,7 +127,7 @@ class FolderBlobs:
     @contextmanager
     def filling(self, digest: str) -> Iterator[Path]:
         """An empty folder to be filled with the files of this digest; it is kept at the end of the block."""
-        with self._written_aside() as aside:
+        with self.written_aside() as aside:
             aside.mkdir()
             yield aside
             for path in (*files_of(aside), aside):
@@ -129,13 +141,8 @@ class FolderBlobs:
             fault_point("folder.aside")
             _publish(aside, self.folder_path(digest))
 
-    def _aside(self) -> Path:
-        aside = self.root / "aside"
-        aside.mkdir(parents=True, exist_ok=True)
-        return aside / uuid4().hex
-
     @contextmanager
-    def _written_aside(self) -> Iterator[Path]:
+    def written_aside(self) -> Iterator[Path]:
         """A place to write what is then published; a half-written thing does not go on filling the disk."""
         with disk_errors():
             aside = self._aside()
@@ -144,6 +151,11 @@ class FolderBlobs:
             except BaseException:
                 remove(aside)
                 raise
+
+    def _aside(self) -> Path:
+        aside = self.root / "aside"
+        aside.mkdir(parents=True, exist_ok=True)
+        return aside / uuid4().hex
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -163,10 +163,13 @@ class Jobs:
         with self.fenced(job_id, attempt) as connection:
             _event(connection, job_id, "log", {"message": message})
 
-    def hand_back(self, job_id: str, attempt: int, reason: str) -> None:
-        """The worker must go (SIGTERM), which is no fault of the job: let another attempt begin."""
+    def hand_back(self, job_id: str, attempt: int, reason: str, *, later: bool = False) -> None:
+        """The worker must go (SIGTERM), which is no fault of the job: let another attempt begin.
+
+        `later`: only when the sweeper finds the job unclaimed, because at once it would fare no better.
+        """
         with self.fenced(job_id, attempt) as connection:
-            _requeue(connection, job_id, {"reason": reason})
+            _requeue(connection, job_id, {"reason": reason}, sent_at=now() if later else None)
 
     def attempt_failed(self, job_id: str, attempt: int, reason: str) -> None:
         """Let another attempt begin, or park the job with the reason when it has failed too often."""
@@ -341,12 +344,15 @@ def _failures(connection: Connection, job_id: str) -> int:
     return max((data.get("failures", 0) for data in connection.execute(query).scalars()), default=0)
 
 
-def _requeue(connection: Connection, job_id: str, why: dict[str, Any]) -> None:
+def _requeue(
+    connection: Connection, job_id: str, why: dict[str, Any], *, sent_at: datetime | None = None
+) -> None:
     free = {"state": JobState.QUEUED, "lease_owner": None, "lease_expires_at": None}
     row = connection.execute(
         update(jobs).where(jobs.c.id == job_id).values(**free).returning(jobs.c.kind)
     ).one()
-    connection.execute(_DUE, {"job_id": job_id, "kind": row.kind, "created_at": now()})
+    message = {"job_id": job_id, "kind": row.kind, "created_at": now(), "sent_at": sent_at}
+    connection.execute(_DUE, message)
     _event(connection, job_id, "state", {"state": JobState.QUEUED, **why})
 
 

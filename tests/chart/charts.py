@@ -15,14 +15,21 @@ TOOLS = ROOT / ".venv-chart" / "bin"
 CI = sorted((CHART / "ci").glob("*.yaml"))
 NAMESPACE = "clinic"
 
-INSIDE: dict[str, Any] = {"postgres": {"enabled": True}, "redis": {"enabled": True}}
+INSIDE: dict[str, Any] = {
+    "postgres": {"enabled": True},
+    "redis": {"enabled": True},
+    "objectStore": {"enabled": True},
+}
 """The least that renders: nothing outside the cluster."""
 
 BUCKET: dict[str, Any] = {
-    "objectStore": {"url": "s3://one"},
+    "objectStore": {"enabled": False, "url": "s3://one"},
     "networkPolicy": {"objectStore": [{"ipBlock": {"cidr": "10.0.0.9/32"}}]},
 }
-"""What an object store adds at the least."""
+"""An object store outside instead."""
+
+SHARED: dict[str, Any] = {"objectStore": {"enabled": False}, "state": {"shared": True}}
+"""A disk that all pods share instead."""
 
 
 class Objects:
@@ -85,8 +92,13 @@ def helm(*arguments: str, values: dict[str, Any] | None = None) -> subprocess.Co
 
 
 @cache
+def _templated(values: str, release: str) -> subprocess.CompletedProcess[str]:
+    return helm("template", release, str(CHART), "--namespace", NAMESPACE, values=json.loads(values))
+
+
+@cache
 def _rendered(values: str, release: str) -> Objects:
-    done = helm("template", release, str(CHART), "--namespace", NAMESPACE, values=json.loads(values))
+    done = _templated(values, release)
     assert done.returncode == 0, done.stderr
     return Objects(done.stdout)
 
@@ -94,6 +106,12 @@ def _rendered(values: str, release: str) -> Objects:
 def render(values: dict[str, Any] | None = None, *, release: str = "hscr") -> Objects:
     """The chart with `values` over what makes it render at all."""
     return _rendered(json.dumps(merged(INSIDE, values or {}), sort_keys=True), release)
+
+
+def outcome(values: dict[str, Any]) -> str:
+    """The text that `render` reads, or why there is none."""
+    done = _templated(json.dumps(merged(INSIDE, values), sort_keys=True), "hscr")
+    return done.stdout or done.stderr
 
 
 def render_ci(path: Path) -> Objects:

@@ -107,6 +107,13 @@ def test_the_queue_is_reached_by_what_sends_or_takes_jobs(network: Network) -> N
     }
 
 
+def test_the_object_store_inside_is_reached_by_what_reads_or_writes_bytes(network: Network) -> None:
+    assert network.flows(9000) == {
+        (each, "object-store") for each in ("gateway", "engine", "worker-control", "worker-gpu")
+    }
+    assert network.outsiders("object-store") == []
+
+
 def test_the_gateway_is_reached_by_its_clients_and_by_helm_s_tests() -> None:
     clients = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}]
     network = Network(render({"networkPolicy": {"clients": clients}}))
@@ -130,7 +137,7 @@ def test_services_outside_are_named_by_their_address_and_port(outside: Objects) 
     ]
 
 
-def test_an_object_store_is_reached_by_what_reads_or_writes_bytes() -> None:
+def test_an_object_store_outside_is_reached_by_what_reads_or_writes_bytes() -> None:
     peers = BUCKET["networkPolicy"]["objectStore"]
     (peer,) = peers
 

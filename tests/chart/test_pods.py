@@ -1,8 +1,10 @@
 """What holds for every pod of the chart."""
 
+from typing import Any
+
 import pytest
 
-from tests.chart.charts import BUCKET, INSIDE, Objects, merged, render
+from tests.chart.charts import BUCKET, SHARED, Objects, merged, render
 
 pytestmark = pytest.mark.chart
 
@@ -107,28 +109,38 @@ def test_pods_start_again_when_their_settings_change(trial: Objects) -> None:
     assert checksum(render({"gateway": {"servicePort": 81}})) == checksum(trial)
 
 
-def test_state_is_shared_and_kept() -> None:
-    rendered = render(INSIDE)
+def test_a_shared_claim_is_kept() -> None:
+    rendered = render(SHARED)
     claim = rendered.one("PersistentVolumeClaim", "state")
     assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
-    assert not render({"state": {"existingClaim": "mine"}}).kind("PersistentVolumeClaim")
+    mine = render(merged(SHARED, {"state": {"existingClaim": "mine"}}))
+    assert not mine.kind("PersistentVolumeClaim")
+    for name, each in (("hscr-state", rendered), ("mine", mine)):
+        assert {state["persistentVolumeClaim"]["claimName"] for state in states(each)} == {name}
 
 
-def test_with_an_object_store_no_disk_is_shared(outside: Objects) -> None:
-    assert not outside.kind("PersistentVolumeClaim")
-    states = {
-        name: next(volume for volume in pod["volumes"] if volume["name"] == "state")
-        for name, pod in outside.pods().items()
+def test_with_an_object_store_no_disk_is_shared(outside: Objects, trial: Objects) -> None:
+    for rendered in (outside, trial):
+        assert not rendered.kind("PersistentVolumeClaim")
+        assert all(state == {"name": "state", "emptyDir": {}} for state in states(rendered))
+
+
+def states(rendered: Objects) -> list[dict[str, Any]]:
+    """The volume under HSCR_HOME of every pod that has one."""
+    found = [
+        next(volume for volume in pod["volumes"] if volume["name"] == "state")
+        for pod in rendered.pods().values()
         if any(mount["name"] == "state" for each in pod["containers"] for mount in each["volumeMounts"])
-    }
-    assert len(states) == 6, "gateway, engine, relay, beat and two groups of workers"
-    assert all(state == {"name": "state", "emptyDir": {}} for state in states.values())
+    ]
+    assert len(found) == 6, "gateway, engine, relay, beat and two groups of workers"
+    return found
 
 
 def test_a_platform_s_identity_stands_on_the_service_account_and_no_key_is_named() -> None:
     role = {"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/hscr"}
-    rendered = render(merged(BUCKET, {"serviceAccount": {"annotations": role}}))
+    own = {"serviceAccount": {"annotations": role}, "secrets": {"objectStore": ""}}
+    rendered = render(merged(BUCKET, own))
     (account,) = rendered.kind("ServiceAccount").values()
     assert account["metadata"]["annotations"] == role
     assert account["automountServiceAccountToken"] is False

@@ -12,16 +12,20 @@ from typing import IO, Any
 
 import pytest
 
+from hscr.errors import ObjectStoreUnavailable
 from hscr.records import Role
 from hscr.serving import Serving
+from hscr.store.blobs import open_blobs
 from hscr.store.database import Database
 from hscr.store.settings import StoreSettings
 from hscr.store.store import Store
-from tests.chart.charts import BUCKET, CHART, Objects, merged, refused, render
+from tests.chart.charts import BUCKET, CHART, SHARED, Objects, merged, refused, render
+from tests.redis_server import free_port
 from tests.waiting import wait_until
 from workers.contract import QUEUES
 
 pytestmark = pytest.mark.chart
+BESIDE = Path(sys.executable).parent
 
 
 def spec(rendered: Objects, name: str) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def test_the_probed_paths_are_routes_of_the_gateway(trial: Objects) -> None:
 def test_a_gateway_waits_for_tables_and_for_a_first_key(trial: Objects, tmp_path: Path) -> None:
     """The script of the chart, run."""
     script = spec(trial, "gateway")["initContainers"][0]["args"][0]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{BESIDE}:{os.environ['PATH']}"
     surroundings = {**os.environ, "HSCR_HOME": str(tmp_path), "PATH": path}
     with subprocess.Popen(["sh", "-c", script], env=surroundings, stdout=subprocess.PIPE, text=True) as wait:
         assert wait.stdout is not None
@@ -162,9 +166,10 @@ def test_an_engine_is_ready_when_its_agent_has_loaded_what_serves(trial: Objects
     assert service["clusterIP"] == "None"
 
 
-def test_the_engine_sees_state_and_model_read_only(gpu: Objects) -> None:
+def test_the_engine_sees_a_shared_state_and_its_model_read_only() -> None:
+    rendered = render(merged(SHARED, {"model": {"existingClaim": "mine"}}))
     for which in ("engine", "agent"):
-        mounts = {mount["name"]: mount for mount in container(gpu, "engine", which)["volumeMounts"]}
+        mounts = {mount["name"]: mount for mount in container(rendered, "engine", which)["volumeMounts"]}
         assert mounts["state"]["readOnly"] is True
         assert mounts["model"]["readOnly"] is True
 
@@ -344,7 +349,7 @@ def test_a_first_key_is_made_with_the_tables_and_only_once(tmp_path: Path) -> No
     (tmp_path / "api-key").write_text(secret)
     shell, option, script = migrate["command"]
     script = script.replace(mount["mountPath"], str(tmp_path))
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{BESIDE}:{os.environ['PATH']}"
     surroundings = {**os.environ, "HSCR_HOME": str(tmp_path / "home"), "PATH": path}
     for _ in range(2):
         subprocess.run([shell, option, script], env=surroundings, check=True)
@@ -362,10 +367,10 @@ def test_a_database_inside_is_migrated_beside_and_waited_for(trial: Objects) -> 
         assert "hscr db check" in spec(trial, name)["initContainers"][0]["args"][0]
 
 
-def test_a_rollback_replaces_a_database_that_cannot_start(trial: Objects) -> None:
+def test_a_rollback_replaces_a_store_that_cannot_start(trial: Objects) -> None:
     """In the default order the controller waits for it instead, as `make test-cluster` found."""
     sets = trial.kind("StatefulSet")
-    assert sets.keys() == {"hscr-postgres", "hscr-redis"}
+    assert sets.keys() == {"hscr-postgres", "hscr-redis", "hscr-object-store"}
     for it in sets.values():
         assert it["spec"]["podManagementPolicy"] == "Parallel"
 
@@ -436,9 +441,49 @@ def test_the_ca_of_others_is_not_the_only_one_that_aws_is_trusted_by() -> None:
     assert "SSL_CERT_FILE" not in aws.text
 
 
-def test_without_an_object_store_nothing_of_one_is_said(trial: Objects) -> None:
-    assert not re.search("HSCR_BLOBS_URL|HSCR_S3_|SSL_CERT_FILE", trial.text)
-    assert "SSL_CERT_FILE" not in render({"tls": {"existingCaSecret": "platform-ca"}}).text
+def test_without_an_object_store_nothing_of_one_is_said() -> None:
+    shared = render(merged(SHARED, {"tls": {"existingCaSecret": "platform-ca"}}))
+    assert not re.search("HSCR_BLOBS_URL|HSCR_S3_|SSL_CERT_FILE|rclone", shared.text)
+
+
+def test_the_object_store_inside_opens_to_those_who_have_its_key(
+    trial: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command of the chart, run, and asked with what the chart gives to a gateway."""
+    (tmp_path / "hscr").mkdir()
+    it, port = container(trial, "object-store"), free_port()
+    (claim,) = (mount for mount in it["volumeMounts"] if mount["name"] == "data")
+    folder, _, bucket = claim["mountPath"].rpartition("/")
+    here = {":9000": f"127.0.0.1:{port}", folder: str(tmp_path), "rclone": f"{BESIDE}/rclone"}
+    secrets = {"access-key-id": "trial-key", "secret-access-key": "0123abc"}
+    served = from_secrets(trial.environment(spec(trial, "object-store"), "object-store"), secrets)
+    given = from_secrets(trial.environment(spec(trial, "gateway"), "gateway"), secrets)
+    assert given["HSCR_S3_ENDPOINT"] == "http://hscr-object-store:9000"
+    (service,) = trial.one("Service", "object-store")["spec"]["ports"]
+    assert (service["port"], it["ports"][0]["containerPort"]) == (9000, 9000)
+    given |= {"HSCR_S3_ENDPOINT": f"http://127.0.0.1:{port}", "HSCR_HOME": str(tmp_path / "home")}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with subprocess.Popen([here.get(word, word) for word in it["command"]], env=served) as server:
+        blobs = open_blobs(StoreSettings())
+        digest = blobs.put(b"pixels")  # it asks again until the server is there
+        assert blobs.get(digest) == b"pixels"
+        assert list((tmp_path / bucket).rglob(digest)), "on the claim"
+        monkeypatch.setenv("HSCR_S3_SECRET_ACCESS_KEY", "somebody's")
+        with pytest.raises(ObjectStoreUnavailable):
+            open_blobs(StoreSettings()).get(digest)
+        server.terminate()
+
+
+def from_secrets(environment: dict[str, Any], secrets: dict[str, str]) -> dict[str, str]:
+    """As a kubelet makes it: secrets read, $(NAME) replaced; what is in no secret here is left out."""
+    made: dict[str, str] = {}
+    for name, value in environment.items():
+        if isinstance(value, str):
+            made[name] = re.sub(r"\$\((\w+)\)", lambda found: made.get(found[1], found[0]), value)
+        elif (key := value.get("secretKeyRef", {}).get("key")) in secrets:
+            made[name] = secrets[key]
+    return made
 
 
 def test_without_a_ca_none_is_mounted(trial: Objects) -> None:

@@ -10,7 +10,19 @@ import yaml
 
 from helm import describe
 from service.settings import GatewaySettings
-from tests.chart.charts import BUCKET, CHART, CI, ROOT, Objects, merged, refused, render, render_ci
+from tests.chart.charts import (
+    BUCKET,
+    CHART,
+    CI,
+    ROOT,
+    SHARED,
+    Objects,
+    merged,
+    outcome,
+    refused,
+    render,
+    render_ci,
+)
 from workers.agent import AgentSettings
 from workers.settings import WorkerSettings
 
@@ -44,6 +56,7 @@ SURROUNDINGS: list[dict[str, Any]] = [
     EVERYTHING,
     {},
     IN_BUCKET,
+    SHARED,
     {"gateway": {"autoscaling": {"kind": "hpa"}}, "engine": {"autoscaling": {"kind": "hpa"}}},
     OUTSIDE := {
         "postgres": {"enabled": False},
@@ -84,7 +97,7 @@ def nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("entry", LEAVES, ids=lambda entry: ".".join(entry.path))
 def test_no_value_is_dead(entry: describe.Value) -> None:
     matters = (
-        render(merged(around, nested(entry.path, value))).text != render(around).text
+        outcome(merged(around, nested(entry.path, value))) != outcome(around)
         for around in SURROUNDINGS
         for value in others(entry)
     )
@@ -224,8 +237,15 @@ def test_a_setting_with_a_value_of_its_own_follows_it() -> None:
         ({"redis": {"enabled": False}}, "name it in networkPolicy.redis"),
         ({"gateway": {"httpRoute": {"enabled": True}}}, "gateway.httpRoute.parentRefs"),
         ({"objectStore": {"url": "https://minio/hscr"}}, "objectStore.url: Does not match pattern"),
-        ({"objectStore": {"url": "s3://hscr"}}, "name it in networkPolicy.objectStore"),
-        (merged(BUCKET, {"state": {"existingClaim": "mine"}}), "two places for images and adapters"),
+        (
+            {"objectStore": {"enabled": False, "url": "s3://hscr"}},
+            "name it in networkPolicy.objectStore",
+        ),
+        ({"objectStore": {"enabled": False}}, "Nothing says where images and adapters are"),
+        (merged(BUCKET, {"state": {"existingClaim": "mine"}}), "are places for images and adapters: leave"),
+        (merged(BUCKET, {"objectStore": {"enabled": True}}), "are places for images and adapters: leave one"),
+        ({"state": {"shared": True}}, "are places for images and adapters: leave one"),
+        ({"secrets": {"objectStore": ""}}, "objectStore.enabled needs secrets.objectStore"),
     ],
     ids=lambda part: part if isinstance(part, str) else "",
 )

@@ -7,7 +7,15 @@ from tests.cluster.api import Api, Object
 from tests.waiting import wait_until
 
 SECRETS = {
-    "hscr": ["postgres-password", "study-secret", "database-url", "redis-url", "keda-connection"],
+    "hscr": [
+        "postgres-password",
+        "study-secret",
+        "database-url",
+        "redis-url",
+        "keda-connection",
+        "access-key-id",
+        "secret-access-key",
+    ],
     "hscr-bucket": ["access-key-id", "secret-access-key"],
     "hscr-database": ["database-url"],
     "hscr-first-key": ["api-key"],

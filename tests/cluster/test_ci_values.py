@@ -65,10 +65,8 @@ def test_it_becomes_ready_and_leaves_nothing(
     )
     helm("uninstall", "hscr", "--wait", "--timeout", "240s")
     kept = set()
-    if not (values.get("state", {}).get("existingClaim") or values.get("objectStore", {}).get("url")):
-        kept.add("persistentvolumeclaims/hscr-state")
-    for service in ("postgres", "redis"):
-        if values.get(service, {}).get("enabled"):
+    for section, service in (("postgres", "postgres"), ("redis", "redis"), ("objectStore", "object-store")):
+        if values.get(section, {}).get("enabled"):
             kept.add(f"persistentvolumeclaims/data-hscr-{service}-0")
     wait_until(
         lambda: operator.everything(helm.namespace) == before | kept, what=f"nothing but {before | kept}"

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.cluster
 VALUES: dict[str, Any] = {
     "postgres": {"enabled": True},
     "redis": {"enabled": True},
+    "objectStore": {"enabled": True},
     "secrets": {"apiKey": "hscr-test"},
     "gateway": {"replicas": 3},
 }
@@ -28,9 +29,7 @@ CHANGED = VALUES | {
     "settings": {"gateway": {"max_rows": 7}, "workers": {"rollout_seconds": 601}},
 }
 WAIT = ("--wait", "--timeout", "240s")
-KEPT = {
-    f"persistentvolumeclaims/{name}" for name in ("hscr-state", "data-hscr-postgres-0", "data-hscr-redis-0")
-}
+KEPT = {f"persistentvolumeclaims/data-hscr-{name}-0" for name in ("postgres", "redis", "object-store")}
 """State and rows, which an uninstallation must not take."""
 
 

@@ -196,6 +196,42 @@ def test_files_that_are_not_those_that_were_stored_are_not_kept(
     assert not [path for path in second.root.rglob("*") if path.is_file()]
 
 
+def test_a_folder_is_handed_over_from_machine_to_machine(
+    machines: tuple[Blobs, Blobs], adapter: Path, tmp_path: Path
+) -> None:
+    first, second = machines
+    assert not second.take_over("job_1", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    for weights in (b"step 10", b"step 20"):
+        (adapter / "adapter_model.safetensors").write_bytes(weights)
+        first.hand_over("job_1", adapter)
+    assert first.handed_over() == second.handed_over() == ["job_1"]
+    assert second.take_over("job_1", tmp_path / "taken")
+    assert folder_digest(tmp_path / "taken") == folder_digest(adapter)
+    for machine in machines:
+        assert not [path for path in machine.root.rglob("*") if path.is_file()], "nothing is left over"
+    for _ in range(2):
+        second.drop_handed_over("job_1")
+    assert first.handed_over() == []
+
+
+def test_on_a_shared_disk_nothing_is_handed_over(tmp_path: Path, adapter: Path) -> None:
+    blobs = open_blobs(StoreSettings(home=tmp_path / "home"))
+    blobs.hand_over("job_1", adapter)
+    assert blobs.handed_over() == []
+    assert not blobs.take_over("job_1", tmp_path / "taken")
+    blobs.drop_handed_over("job_1")
+    assert not blobs.root.exists()
+
+
+def test_an_object_store_refuses_a_wrong_key(tmp_path: Path, bucket: dict[str, Any]) -> None:
+    wrong = {**bucket, "s3_secret_access_key": "somebody's"}
+    blobs = open_blobs(StoreSettings(home=tmp_path / "home", **wrong))
+    with pytest.raises(ObjectStoreUnavailable, match="access key"):
+        blobs.put(b"pixels")
+    assert not open_blobs(StoreSettings(home=tmp_path / "home", **bucket)).exists(bytes_digest(b"pixels"))
+
+
 def test_an_object_store_that_is_away_is_said_to_be_without_its_names(
     tmp_path: Path, bucket: dict[str, Any], adapter: Path
 ) -> None:
@@ -206,6 +242,8 @@ def test_an_object_store_that_is_away_is_said_to_be_without_its_names(
         lambda: blobs.delete(NOBODY), lambda: blobs.put_folder(adapter), lambda: blobs.folder(NOBODY),
         lambda: blobs.holds_folder(NOBODY), blobs.folders, lambda: blobs.stored("ff"),
         lambda: blobs.publish("last.json", b"{}"), lambda: blobs.published("last.json"),
+        lambda: blobs.hand_over("job", adapter), lambda: blobs.take_over("job", tmp_path / "taken"),
+        blobs.handed_over, lambda: blobs.drop_handed_over("job"),
     )  # fmt: skip
     for call in calls:
         with pytest.raises(ObjectStoreUnavailable, match="hscr doctor") as told:

@@ -3,6 +3,7 @@
 import os
 import signal
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from hscr.config import FinetuneConfig
 from hscr.errors import HscrError, LeaseLost
 from hscr.records import Job, JobKind, JobState
 from hscr.store.store import Store
+from tests.s3_server import S3Server
 from tests.waiting import wait_until
 from tests.workers.harness import Processes, gpu_child, make_records, progress, states, submit, succeeded
 from workers.broker import build
-from workers.checkpoints import Kept, drop_ended
+from workers.checkpoints import Kept, drop_ended, drop_handed_over
 from workers.contract import FinetunePayload
 from workers.leases import Lease, Terms
 from workers.outbox import send_due
@@ -25,6 +27,15 @@ GPU = "generate,score,finetune"
 # Of 160 steps, so that an interruption is one in the middle.
 LONG = FinetunePayload(config=FinetuneConfig(rank=4, epochs=80, batch_size=8), method="random", evaluate=None)
 NEVER = "1000000"
+
+
+@pytest.fixture
+def settings(settings: WorkerSettings, request: pytest.FixtureRequest) -> WorkerSettings:
+    """On a disk that all workers share, or on a bucket where a test wants one."""
+    if getattr(request, "param", None) != "bucket":
+        return settings
+    s3: S3Server = request.getfixturevalue("s3")
+    return settings.model_copy(update={"database_url": settings.database, **s3.bucket()})
 
 
 def checkpoint(store: Store, job: Job) -> Path | None:
@@ -52,27 +63,36 @@ def kill_child(worker_pid: int) -> None:
     os.kill(child, signal.SIGKILL)
 
 
-def test_a_killed_fine_tune_goes_on_to_the_same_bytes(store: Store, processes: Processes) -> None:
+@pytest.mark.parametrize("settings", ["shared disk", "bucket"], indirect=True)
+def test_a_killed_fine_tune_goes_on_to_the_same_bytes(
+    store: Store, processes: Processes, tmp_path: Path, settings: WorkerSettings
+) -> None:
     """`kill -9` of the worker and of its child; another worker, which shares the blobs alone, goes on."""
     make_records(store, 16)
     processes.relay()
-    first = processes.worker(GPU, HSCR_CHECKPOINT_EVERY="10")
+    homes = [settings.home] * 2 if settings.blobs_url is None else [tmp_path / "one", tmp_path / "two"]
+    first = processes.worker(GPU, HSCR_CHECKPOINT_EVERY="10", HSCR_HOME=str(homes[0]))
     job = submit(store, LONG)
-    wait_until(lambda: checkpoint(store, job), seconds=120, what="the first checkpoint")
+    found = store.blobs.handed_over if settings.blobs_url else partial(checkpoint, store, job)
+    wait_until(found, seconds=120, what="the first checkpoint")
     kill_child(first.pid)
     first.kill()
     terms = {"unclaimed_for": timedelta(hours=1), "silent_for": timedelta(seconds=5)}
     wait_until(lambda: store.jobs.resend(**terms), what="the lease's end")
+    if settings.blobs_url:
+        assert store.blobs.take_over(job.id, store.blobs.root / "checkpoints" / job.id / "0")
     left = checkpoint(store, job)
     assert left is not None
 
-    processes.worker(GPU, HSCR_CHECKPOINT_EVERY="10")
+    processes.worker(GPU, HSCR_CHECKPOINT_EVERY="10", HSCR_HOME=str(homes[1]))
     ended = succeeded(store, job, seconds=180)
 
     assert states(store, job) == ["queued", "running", "queued", "running", "succeeded"]
     assert resumed_at(store, job) == step(left)
     assert told(store, job) == [f"Resumed at step {step(left)}."]
-    wait_until(lambda: not (store.blobs.root / "checkpoints" / job.id).exists(), what="its removal")
+    wait_until(lambda: not (homes[1] / "blobs" / "checkpoints" / job.id).exists(), what="its removal")
+    drop_handed_over(store)
+    assert store.blobs.handed_over() == []
 
     whole = submit(store, LONG)
     same = succeeded(store, whole, seconds=180)
