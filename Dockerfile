@@ -7,16 +7,19 @@
 
 # Any Debian 12. For a build that can be repeated, name it by its digest.
 ARG BASE=debian:bookworm-slim
+# One time for all files that a build writes, whenever that is.
+ARG SOURCE_DATE_EPOCH=1577836800
 
 # ---- what every image stands on: Debian and its Python 3.11, security updates included -------------------
 # hadolint ignore=DL3006
 FROM ${BASE} AS python
 ARG DEBIAN_FRONTEND=noninteractive
+ARG SOURCE_DATE_EPOCH
 # Debian's mirrors keep no superseded versions: a pinned one would soon not build.
 # hadolint ignore=DL3008
-RUN apt-get update \
+RUN --mount=type=bind,source=deploy/timeless.sh,target=/tmp/timeless.sh /tmp/timeless.sh "apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3.11 \
-    && rm -rf /var/lib/apt/lists/* /var/cache/ldconfig/aux-cache /var/log/apt /var/log/*.log
+    && rm -rf /var/lib/apt/lists/* /var/cache/ldconfig/aux-cache /var/log/apt /var/log/*.log"
 
 # ---- tools, none of which reach an image -----------------------------------------------------------------
 FROM python AS tools
@@ -28,8 +31,9 @@ RUN apt-get update \
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_NO_INDEX
-# One time for all installed files, whenever they are; bytecode without the columns of its source.
-ENV SOURCE_DATE_EPOCH=1577836800 \
+ARG SOURCE_DATE_EPOCH
+# Bytecode without the columns of its source.
+ENV SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH} \
     PYTHONNODEBUGRANGES=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY deploy/install.sh /deploy/
@@ -58,10 +62,11 @@ RUN --mount=type=bind,source=requirements,target=/requirements \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca-certificates \
     /deploy/install.sh /opt/hscr gateway
-COPY deploy/finish.py deploy/warm.py /deploy/
+COPY deploy/finish.py deploy/warm.py deploy/layers.sh /deploy/
 RUN python3.11 /deploy/finish.py /opt/hscr
 COPY --from=project /opt/project /opt/project
-RUN PYTHONPATH=/opt/project /opt/hscr/bin/python /deploy/warm.py /opt/hscr /opt/project
+RUN PYTHONPATH=/opt/project /opt/hscr/bin/python /deploy/warm.py /opt/hscr /opt/project \
+    && /deploy/layers.sh
 
 FROM tools AS worker-packages
 # cpu or cuda: which build of torch, with what it needs.
@@ -70,20 +75,22 @@ RUN --mount=type=bind,source=requirements,target=/requirements \
     --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca-certificates \
     /deploy/install.sh /opt/hscr worker "torch-${TORCH}"
-COPY deploy/finish.py deploy/warm.py /deploy/
+COPY deploy/finish.py deploy/warm.py deploy/layers.sh /deploy/
 RUN python3.11 /deploy/finish.py /opt/hscr
 COPY --from=project /opt/project /opt/project
 RUN MODEL=/opt/project/hscr/models/phantom/weights PYTHONPATH=/opt/project \
-    /opt/hscr/bin/python /deploy/warm.py /opt/hscr /opt/project
+    /opt/hscr/bin/python /deploy/warm.py /opt/hscr /opt/project \
+    && /deploy/layers.sh
 
 # ---- what all processes share ----------------------------------------------------------------------------
 FROM python AS runtime
 # A number, so that Kubernetes can tell that it is not root. State lies under /data and /tmp only.
-RUN groupadd --gid 10001 hscr \
+ARG SOURCE_DATE_EPOCH
+RUN --mount=type=bind,source=deploy/timeless.sh,target=/tmp/timeless.sh /tmp/timeless.sh "groupadd --gid 10001 hscr \
     && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /tmp hscr \
     && install --directory --owner=10001 --group=10001 --mode=0750 /data \
     && mkdir /models \
-    && ln -s /opt/project/hscr/models/phantom/weights /models/phantom
+    && ln -s /opt/project/hscr/models/phantom/weights /models/phantom"
 ENV PATH=/opt/project/bin:/opt/hscr/bin:$PATH \
     PYTHONPATH=/opt/project \
     HOME=/tmp \
@@ -108,8 +115,8 @@ LABEL org.opencontainers.image.version="${VERSION}" \
 
 # ---- gateway: also agent, relay, beat, migrations and the workers that need no torch ---------------------
 FROM runtime AS gateway
-COPY --from=gateway-packages /opt/hscr /opt/hscr
-COPY --from=gateway-packages /opt/project /opt/project
+COPY --from=gateway-packages /layers/hscr/ /
+COPY --from=gateway-packages /layers/project/ /
 LABEL org.opencontainers.image.title="hscr-gateway" \
       org.opencontainers.image.description="Gateway of HSCR, without torch; also its agent, relay, beat and migrations. Research use only."
 ENV HSCR_HOST=0.0.0.0 \
@@ -121,8 +128,8 @@ CMD ["python", "-m", "service"]
 
 # ---- worker: everything that computes with torch ---------------------------------------------------------
 FROM runtime AS worker
-COPY --from=worker-packages /opt/hscr /opt/hscr
-COPY --from=worker-packages /opt/project /opt/project
+COPY --from=worker-packages /layers/hscr/ /
+COPY --from=worker-packages /layers/project/ /
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     HSCR_HEALTH_FILE=/tmp/alive
 LABEL org.opencontainers.image.title="hscr-worker" \

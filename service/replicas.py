@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from itertools import count
 from time import monotonic
 
 from hscr.records import Replica
@@ -24,6 +25,8 @@ class Replicas:
         self._heard_at: dict[str, float] = {}
         self._circuits: dict[str, Circuit] = {}
         self._outstanding: Counter[str] = Counter()
+        self._turns: Counter[str] = Counter()
+        self._turn = count(1)
 
     @property
     def all(self) -> list[Replica]:
@@ -41,13 +44,15 @@ class Replicas:
     def serving(self, version: str | None, *, without: Collection[str] = ()) -> list[Replica]:
         """Ready replicas that have the version (None: the base model), the least outstanding first.
 
-        `without` are ids of replicas that were asked already.
+        Of equally busy ones, that which was asked least recently: every gateway counts its own requests
+        alone, and many that choose alike would all ask the same. `without` are ids of replicas that were
+        asked already.
         """
         ready = [each for each in self.all if each.ready and each.id not in without]
         loaded = [each for each in ready if version is None or version in each.loaded]
         admitting = [each for each in loaded if self._circuits[each.address].admits] or loaded
         heard = [each for each in admitting if not self._silent(each)] or admitting
-        return sorted(heard, key=lambda replica: self._outstanding[replica.address])
+        return sorted(heard, key=lambda each: (self._outstanding[each.address], self._turns[each.address]))
 
     def full(self, replica: Replica) -> bool:
         return self._outstanding[replica.address] >= self._settings.max_outstanding_per_replica
@@ -60,6 +65,7 @@ class Replicas:
     def asked(self, replica: Replica) -> Iterator[None]:
         """Count one request from here to the end of the block."""
         self._outstanding[replica.address] += 1
+        self._turns[replica.address] = next(self._turn)
         try:
             with self._circuits[replica.address].request():
                 yield

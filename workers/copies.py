@@ -1,16 +1,20 @@
-"""Copies of adapters on this machine's disk, where a bucket holds them: what nothing loads any more goes."""
+"""What nobody needs any more on this machine's disk: copies of what a bucket holds, and half-written things."""
 
 import time
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
+from hscr.store.blobs import Blobs, remove
 from hscr.store.store import Store
 
 
 def drop_copies(store: Store, *, older_than: timedelta) -> list[str]:
-    """Remove this machine's; returns their digests.
+    """Remove this machine's copies of adapters, and what a kill left half copied; returns their digests.
 
     What serves or may have to, and what a replica reported within that time, stays: an engine may read it.
     """
+    drop_left_aside(store.blobs, older_than=older_than)
     before = time.time() - older_than.total_seconds()
     old = [digest for digest, copied in store.blobs.copies().items() if copied < before]
     if not old:
@@ -22,3 +26,16 @@ def drop_copies(store: Store, *, older_than: timedelta) -> list[str]:
     for digest in dropped:
         store.blobs.drop_copy(digest)
     return dropped
+
+
+def drop_left_aside(blobs: Blobs, *, older_than: timedelta) -> list[Path]:
+    """Remove what a killed process had begun to write and nobody goes on with; returns it."""
+    before, folder = time.time() - older_than.total_seconds(), blobs.root / "aside"
+    left = []
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
+        with suppress(FileNotFoundError):  # it was finished meanwhile, or dropped by another process
+            if entry.stat().st_mtime < before:
+                left.append(entry)
+    for entry in left:
+        remove(entry)
+    return left

@@ -1,7 +1,6 @@
 """What nobody else cleans up: dead leases, lost messages, candidates, expired images, scratch files."""
 
 import logging
-import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from hscr.store.blobs import remove
 from hscr.store.check import check, keep_findings, repair
 from hscr.store.store import Store
 from workers.checkpoints import drop_ended, drop_handed_over
+from workers.copies import drop_left_aside
 from workers.services import Services
 
 log = logging.getLogger(__name__)
@@ -20,9 +20,10 @@ log = logging.getLogger(__name__)
 def sweep(services: Services) -> None:
     settings, store = services.settings, services.store
     drop_ended(store)
+    # First, because on a full disk nothing else can be done.
+    left = drop_left_aside(store.blobs, older_than=settings.keep_temporary)
     scratch = [folder for folder in _entries(settings.work) if not _running(store, folder.name)]
-    scratch += _older(store.blobs.root / "aside", settings.keep_temporary_seconds)
-    for entry in scratch:  # first, because on a full disk nothing else can be done
+    for entry in scratch:
         remove(entry)
     touched = store.jobs.resend(
         unclaimed_for=timedelta(seconds=settings.unclaimed_seconds), silent_for=settings.lease
@@ -35,8 +36,10 @@ def sweep(services: Services) -> None:
     if expired:
         fault_point("sweep.expired")
     expired = store.images.drop_unheld(expired)
-    if touched or expired or scratch:
-        log.info("swept: %d jobs, %d images, %d scratch", len(touched), len(expired), len(scratch))
+    if touched or expired or scratch or left:
+        log.info(
+            "swept: %d jobs, %d images, %d scratch", len(touched), len(expired), len(scratch) + len(left)
+        )
 
 
 def check_store(services: Services) -> None:
@@ -75,11 +78,6 @@ def _running(store: Store, name: str) -> bool:
     except NotFound:
         return False
     return job.state is JobState.RUNNING and str(job.attempt) == attempt
-
-
-def _older(folder: Path, seconds: float) -> list[Path]:
-    before = time.time() - seconds
-    return [entry for entry in _entries(folder) if entry.stat().st_mtime < before]
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -36,7 +36,7 @@ ASKED = {"image": b64(IMAGE), "question": QUESTION}
 
 @pytest.fixture
 def engines(store) -> Iterator[Callable[[str, Script], ScriptedEngine]]:
-    """`engines(name, script)` starts and reports an engine; equal ones are asked in order of their names."""
+    """`engines(name, script)` starts and reports an engine; equal ones take turns, first by their names."""
     with ExitStack() as stack:
 
         def start(name: str, script: Script = agrees) -> ScriptedEngine:
@@ -110,14 +110,24 @@ def test_a_broken_replica_is_asked_when_no_other_is_left(serve, engines):
 
 
 def test_streams_that_break_off_open_the_circuit_and_are_not_asked_again(serve, engines, store):
-    engines("a", breaks_off)
-    good = engines("b")
+    bad, good = engines("a", breaks_off), engines("b")
     gateway = serve(circuit_pause=FOREVER, circuit_longest_pause=FOREVER)
-    for _ in range(3):
-        assert "/problems/engine-interrupted" in gateway.ask(stream=True).text
-    assert good.exchanges == []
+    texts = [gateway.ask(stream=True).text for _ in range(6)]
+    assert ["/problems/engine-interrupted" in text for text in texts] == [True, False] * 3
     assert "says yes" in gateway.ask(stream=True).text
-    assert [answer.text for answer in store.answers.page()] == ["tiny says yes."]
+    assert (len(bad.exchanges), len(good.exchanges)) == (3, 4)
+    assert [answer.text for answer in store.answers.page()] == ["tiny says yes."] * 4
+
+
+def test_equally_busy_replicas_take_turns(serve, engines):
+    """So that many gateways, each of which counts its own requests alone, do not all ask the first."""
+    three = [engines(name) for name in "abc"]
+    gateway = serve()
+    for done in range(1, 7):
+        assert gateway.ask().status_code == 200
+        counts = [len(engine.exchanges) for engine in three]
+        assert sum(counts) == done
+        assert max(counts) - min(counts) <= 1
 
 
 def test_a_whole_answer_that_breaks_off_is_asked_again_and_kept_once(serve, engines, store):

@@ -52,7 +52,13 @@ def test_an_old_copy_goes_unless_something_may_load_it_or_has_it(store: Store, t
         seen_at=now(),
     )  # fmt: skip
     store.releases.report_replica(replica)
+    half = store.blobs.root / "aside" / "of a process that was killed"
+    for entry, days in ((half, 2), (half.with_name("of one that goes on"), 0)):
+        entry.mkdir(parents=True)
+        (entry / "weights").write_bytes(b"wei")
+        os.utime(entry, (time.time() - days * DAY.total_seconds(),) * 2)
     assert drop_copies(store, older_than=DAY) == [versions["unwanted"].digest]
+    assert [path.name for path in half.parent.iterdir()] == ["of one that goes on"]
     assert store.blobs.copies().keys() == {versions[name].digest for name in names[1:]}
     assert drop_copies(store, older_than=DAY) == []
     assert all(store.blobs.holds_folder(version.digest) for version in versions.values())
