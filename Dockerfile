@@ -19,7 +19,7 @@ ARG SOURCE_DATE_EPOCH
 # hadolint ignore=DL3008
 RUN --mount=type=bind,source=deploy/timeless.sh,target=/tmp/timeless.sh /tmp/timeless.sh "apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3.11 \
-    && rm -rf /var/lib/apt/lists/* /var/cache/ldconfig/aux-cache /var/log/apt /var/log/*.log"
+    && rm -rf /var/lib/apt/lists/* /var/cache/ldconfig/aux-cache /var/log/apt/* /var/log/*.log"
 
 # ---- tools, none of which reach an image -----------------------------------------------------------------
 FROM python AS tools

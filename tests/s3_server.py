@@ -21,8 +21,8 @@ _NAMES = count()
 
 
 class S3Server:
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+        self.host, self.port = host, free_port()
         self._buckets = folder / "buckets"
         self._buckets.mkdir()
         self._log = folder / "s3.log"
@@ -30,13 +30,13 @@ class S3Server:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def start(self) -> Self:
         key = f'"{ACCESS_KEY_ID},{SECRET_ACCESS_KEY}"'
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [RCLONE, "serve", "s3", "--addr", f"127.0.0.1:{self.port}", self._buckets],
+                [RCLONE, "serve", "s3", "--addr", f"{self.host}:{self.port}", self._buckets],
                 env={**os.environ, "RCLONE_CONFIG": os.devnull, "RCLONE_AUTH_KEY": key},
                 stdout=log,
                 stderr=log,

@@ -1,4 +1,4 @@
-"""What nobody needs any more on this machine's disk: copies of what a bucket holds, and half-written things."""
+"""What nobody needs any more on this machine's disk: copies of what a bucket holds, half-written things."""
 
 import time
 from contextlib import suppress

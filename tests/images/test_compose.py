@@ -7,6 +7,7 @@ fine-tune, a release, and the same question answered by the new version.
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hscr.models.phantom.anatomy import photograph
 from tests.images.compose import ROOT, compose
 from tests.images.docker import inspect
 from tests.redis_server import free_port
+from tests.s3_server import S3Server
 
 pytestmark = [pytest.mark.images, pytest.mark.timeout(1500)]
 
@@ -32,15 +34,22 @@ START_SECONDS = 600
 
 
 class Deployed:
-    """A project of Compose, its port and its secrets."""
+    """A project of Compose, its port and its secrets; images and adapters in a volume, or in a bucket."""
 
-    def __init__(self, secrets: Path) -> None:
+    def __init__(self, secrets: Path, bucket: dict[str, str] | None = None) -> None:
         self.port = free_port()
         self.first_key = (secrets / "hscr_first_key").read_text()
+        self.bucket = bucket
         self._environment = {"SECRETS_FOLDER": str(secrets), "GATEWAY_PORT": str(self.port)}
+        for name, value in (bucket or {}).items():
+            if "access_key" in name:
+                (secrets / f"hscr_{name}").write_text(value)
+            else:
+                self._environment[f"HSCR_{name.upper()}"] = value
 
     def __call__(self, *arguments: str, seconds: float = 120) -> str:
-        files = ("docker-compose.yml", "deploy/stand-in/compose.yml")
+        more = ["deploy/object-store.yml"] if self.bucket else []
+        files = ("docker-compose.yml", *more, "deploy/stand-in/compose.yml")
         named = ("--project-name", "hscr-check", *arguments)
         return compose(*named, files=files, environment=self._environment, seconds=seconds)
 
@@ -48,15 +57,21 @@ class Deployed:
         return inspect("container", self("ps", "--all", "--quiet", service).strip())
 
 
-@pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+@pytest.fixture(scope="module", params=["volume", "bucket"])
+def deployed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     secrets = tmp_path_factory.mktemp("secrets")
     subprocess.run([ROOT / "deploy" / "secrets.sh", secrets], check=True)
-    project = Deployed(secrets)
-    try:
+    with ExitStack() as stack:
+        bucket = None
+        if request.param == "bucket":
+            here = inspect("network", "bridge")["IPAM"]["Config"][0]["Gateway"]
+            server = S3Server(tmp_path_factory.mktemp("s3"), here).start()
+            stack.callback(server.kill)
+            bucket = server.bucket()
+        project = Deployed(secrets, bucket)
+        down = ("--profile", "*", "down", "--volumes", "--timeout", "20")
+        stack.callback(project, *down, seconds=300)
         yield project
-    finally:
-        project("--profile", "*", "down", "--volumes", "--timeout", "20", seconds=300)
 
 
 def made_key(deployed: Deployed, role: str) -> str:
@@ -123,6 +138,16 @@ def test_the_loop(client: Client, reviewer: Client) -> None:
     assert client.pointer().active == version
     after = client.ask(photograph(judged[0].example.phantom), judged[0].example.question)
     assert after.provenance.adapter == version
+
+
+def test_images_and_adapters_are_where_they_were_told_to_be(deployed: Deployed, client: Client) -> None:
+    """In a bucket no image is on a disk of ours; rows and bytes belong together in either place."""
+    command = ("run", "--rm", "--no-TTY", "hscr", "store", "check", "--json")
+    found = json.loads(deployed(*command, seconds=START_SECONDS))
+    assert (found["lost_images"], found["lost_adapters"]) == ([], [])
+    digest = client.answers()[0].image.digest
+    on_disk = deployed("exec", "--no-TTY", "worker", "find", "/data", "-name", digest)
+    assert bool(on_disk.strip()) is (deployed.bucket is None)
 
 
 def test_nothing_is_lost_when_everything_is_started_again(deployed: Deployed, client: Client) -> None:
