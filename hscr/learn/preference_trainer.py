@@ -53,6 +53,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers ships no
             callbacks=list(callbacks),
         )
         self.remove_callback(PrinterCallback)
+        self._check_gathering()
         self.reference: Logps | None = None
         """[1 + J] by record id; None computes it at each step"""
         self.lr_scheduler: Any
@@ -62,8 +63,27 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers ships no
     @property
     def sharded(self) -> bool:
         """Whether no process holds the whole model (FSDP, ZeRO-3): then only its forward may be called."""
-        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
-        return bool(self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3))
+        return bool(self.is_fsdp_enabled or self._zero_stage == 3)
+
+    @property
+    def _zero_stage(self) -> int:
+        return 0 if self._deepspeed is None else int(self._deepspeed.zero_stage)
+
+    @property
+    def _deepspeed(self) -> Any:
+        """accelerate's plugin; None without DeepSpeed."""
+        return getattr(self.accelerator.state, "deepspeed_plugin", None)
+
+    def _check_gathering(self) -> None:
+        """Raises InvalidConfig where the trained weights could not be gathered in the end."""
+        if self._zero_stage < 3:
+            return
+        zero = self._deepspeed.deepspeed_config["zero_optimization"]
+        if zero.get("stage3_gather_16bit_weights_on_model_save") is not True:
+            raise InvalidConfig(
+                "ZeRO-3 shares the weights out and is not told to gather them when they are saved.",
+                remedy="Set `zero3_save_16bit_model: true` in accelerate's configuration.",
+            )
 
     # The loss
 

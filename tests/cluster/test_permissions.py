@@ -17,7 +17,7 @@ READS = ("pods", "secrets", "configmaps", "services", "deployments", "serviceacc
 
 @pytest.fixture(scope="module")
 def installed(helm: Helm, chart: Path) -> Helm:
-    values = {"postgres": {"enabled": True}, "redis": {"enabled": True}}
+    values = {"postgres": {"enabled": True}, "redis": {"enabled": True}, "objectStore": {"enabled": True}}
     helm("install", "hscr", str(chart), "--wait", "--timeout", "240s", values=values)
     return helm
 

@@ -1,6 +1,6 @@
-"""One process of a distributed run: `python -m torch.distributed.run … -m tests.learn.one_process MODEL OUT`.
+"""One process of a run: `python -m torch.distributed.run … -m tests.learn.one_process MODEL OUT KIND...`.
 
-It trains with an online reference, and then, in the same process, with a cached one.
+It trains with each KIND of reference, one after another.
 """
 
 import json
@@ -26,9 +26,9 @@ CONFIGS: dict[str, FinetuneConfig] = {
 def main(load: Callable[[str], VLM], sharded: Set[str] = frozenset()) -> None:
     """Write down what each run of a loaded model came to, and what `sharded` says after it."""
     torch.set_num_threads(1)
-    model, out = sys.argv[1:]
-    for kind, config in CONFIGS.items():
-        result, history = run(load(model), config, Path(out) / kind, pairs=records(7))
+    model, out, *kinds = sys.argv[1:]
+    for kind in kinds:
+        result, history = run(load(model), CONFIGS[kind], Path(out) / kind, pairs=records(7))
         told = {
             "history": history, "metrics": result.metrics, "probe": result.probe, "sharded": sorted(sharded),
         }  # fmt: skip

@@ -1,6 +1,6 @@
-"""One process of a run under FSDP: `python -m torch.distributed.run … -m tests.learn.one_shard MODEL OUT`.
+"""One process of a run under FSDP or DeepSpeed: `… -m tests.learn.one_shard MODEL OUT KIND...`.
 
-torch shards on CPUs as well, by gloo, but accelerate does not ask it to; here it does.
+Both share a model out on CPUs as well, by gloo, but accelerate does not ask them to; here it does.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from hscr.learn.preference_trainer import PreferenceTrainer
 from hscr.models.vlm import VLM
 from tests.learn.one_process import main
 
-LAUNCHED = {
+FSDP = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
@@ -20,6 +20,17 @@ LAUNCHED = {
 }
 """What `accelerate launch` puts into the environment."""
 
+ZERO = {
+    stage: {
+        "DS_ACCELERATOR": "cpu",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage,
+        "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+    }
+    for stage in ("2", "3")
+}
+"""The same for DeepSpeed, by ZeRO's stage."""
+
 
 def shard_on_cpus() -> None:
     """Let accelerate's state become on CPUs what it becomes on GPUs."""
@@ -27,10 +38,21 @@ def shard_on_cpus() -> None:
 
     def begin_sharded(self: Any, *arguments: Any, **options: Any) -> None:
         begin(self, *arguments, **options)
-        if options.get("fsdp_plugin") is not None and self.distributed_type == DistributedType.MULTI_CPU:
-            self.fsdp_plugin = options["fsdp_plugin"]
+        fsdp, zero = options.get("fsdp_plugin"), options.get("deepspeed_plugin")
+        if self.distributed_type != DistributedType.MULTI_CPU or fsdp is zero is None:
+            return
+        if fsdp is not None:
+            self.fsdp_plugin = fsdp
             self.distributed_type = DistributedType.FSDP
-            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        else:
+            import deepspeed
+
+            deepspeed.init_distributed(dist_backend="gloo")
+            zero.set_mixed_precision("no")
+            zero.select(_from_accelerator_state=True)
+            self.deepspeed_plugins = {"default": zero}
+            self.distributed_type = DistributedType.DEEPSPEED
+        PartialState._shared_state["distributed_type"] = self.distributed_type
 
     AcceleratorState.__init__ = begin_sharded
 
@@ -40,7 +62,8 @@ def note_sharding(told: set[str]) -> None:
     compute = PreferenceTrainer.compute_loss
 
     def noted(self: PreferenceTrainer, *arguments: Any, **options: Any) -> Any:
-        told.update(f"{self.sharded}, {type(each).__name__}" for each in self.model_wrapped.parameters())
+        wrapped = type(self.model_wrapped).__name__
+        told.update(f"{self.sharded}, {wrapped}, {type(p).__name__}" for p in self.model_wrapped.parameters())
         return compute(self, *arguments, **options)
 
     PreferenceTrainer.compute_loss = noted  # type: ignore[method-assign]
