@@ -31,7 +31,6 @@ def sweep(services: Services) -> None:
     fault_point("sweep.resent")
     store.releases.drop_expired_leases()
     _drop_candidate(store)
-    drop_handed_over(store)
     expired = store.answers.expire_images()
     if expired:
         fault_point("sweep.expired")
@@ -43,10 +42,14 @@ def sweep(services: Services) -> None:
 
 
 def check_store(services: Services) -> None:
-    """Once in a while: throw away files that no row names, and tell of rows whose files are gone."""
+    """Once in a while: throw away files that no row names, and tell of rows whose files are gone.
+
+    What asks an object store for a list is here: a sweep is too frequent, and must not need one.
+    """
     findings = check(services.store, older_than=services.settings.keep_temporary)
     repair(services.store, findings)
     keep_findings(services.store, findings)
+    drop_handed_over(services.store)
     thrown = len(findings.unheld_images) + len(findings.unknown_folders)
     if thrown:
         log.info("store check: %d files that no row names were thrown away", thrown)

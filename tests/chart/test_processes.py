@@ -418,7 +418,7 @@ def test_what_reads_or_writes_bytes_knows_the_bucket_and_has_its_keys_from_a_sec
         key = {"secretKeyRef": {"name": "hscr-bucket", "key": "access-key-id"}}
         secret = {"secretKeyRef": {"name": "hscr-bucket", "key": "secret-access-key"}}
         assert environment["HSCR_BLOBS_URL"] == "s3://hscr/ward"
-        assert environment["HSCR_S3_ENDPOINT"] == "https://minio.hospital.example:9000"
+        assert environment["HSCR_S3_ENDPOINT"] == "https://s3.hospital.example:9000"
         assert environment["HSCR_S3_REGION"] == "us-east-1"
         assert environment["HSCR_S3_ACCESS_KEY_ID"] == key
         assert environment["HSCR_S3_SECRET_ACCESS_KEY"] == secret

@@ -111,7 +111,7 @@ def test_every_process_of_ours_is_confined_and_every_image_is_pinned() -> None:
 
 BUCKET = {
     "HSCR_BLOBS_URL": "s3://hscr/ward",
-    "HSCR_S3_ENDPOINT": "https://minio.hospital.example:9000",
+    "HSCR_S3_ENDPOINT": "https://s3.hospital.example:9000",
     "HSCR_S3_REGION": "us-east-1",
 }
 
