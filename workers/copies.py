@@ -1,11 +1,10 @@
 """What nobody needs any more on this machine's disk: copies of what a bucket holds, half-written things."""
 
 import time
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
-from hscr.store.blobs import Blobs, remove
+from hscr.store.blobs import Blobs, remove, times_of
 from hscr.store.store import Store
 
 
@@ -31,11 +30,7 @@ def drop_copies(store: Store, *, older_than: timedelta) -> list[str]:
 def drop_left_aside(blobs: Blobs, *, older_than: timedelta) -> list[Path]:
     """Remove what a killed process had begun to write and nobody goes on with; returns it."""
     before, folder = time.time() - older_than.total_seconds(), blobs.root / "aside"
-    left = []
-    for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
-        with suppress(FileNotFoundError):  # it was finished meanwhile, or dropped by another process
-            if entry.stat().st_mtime < before:
-                left.append(entry)
+    left = [folder / name for name, written in times_of(folder).items() if written < before]
     for entry in left:
         remove(entry)
     return left

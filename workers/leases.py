@@ -208,10 +208,9 @@ def _attempt(store: Store, job: Job, body: Callable[[Lease], Done], terms: Terms
     except AttemptOver as over:
         log.warning("%s: attempt %d ended early: %s", job.id, job.attempt, over)
         fault_point("attempt.handing-back")
-        if isinstance(over, StoreInTheWay):
-            store.jobs.hand_back(job.id, job.attempt, str(over), later=True)
-        elif terms.stopping.is_set():
-            store.jobs.hand_back(job.id, job.attempt, str(over))
+        in_the_way = isinstance(over, StoreInTheWay)
+        if in_the_way or terms.stopping.is_set():
+            store.jobs.hand_back(job.id, job.attempt, str(over), later=in_the_way)
         else:
             store.jobs.attempt_failed(job.id, job.attempt, str(over))
         fault_point("attempt.handed-back")
@@ -232,7 +231,10 @@ def _attempt(store: Store, job: Job, body: Callable[[Lease], Done], terms: Terms
 
 @contextmanager
 def _blaming_store(store: Store) -> Iterator[None]:
-    """Whatever fails while the disk is full may fail because of it, also in the child, and is tried again."""
+    """What fails because a store is in the way is tried again.
+
+    Whatever fails while the disk is full may fail because of that, also in the child.
+    """
     try:
         yield
     except (LeaseLost, JobCancelled, AttemptOver):

@@ -6,6 +6,7 @@ The port; its two kinds are a folder (`folder_blobs.py`) and a bucket of an obje
 import hashlib
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -113,6 +114,15 @@ def folder_digest(folder: Path) -> str:
 def files_of(folder: Path) -> list[Path]:
     """All that counts for the digest."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != READY)
+
+
+def times_of(folder: Path) -> dict[str, float]:
+    """When each entry of a folder was last written. It may not exist, and they may go meanwhile."""
+    times = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with suppress(FileNotFoundError):
+            times[path.name] = path.stat().st_mtime
+    return times
 
 
 def checked(digest: str) -> str:

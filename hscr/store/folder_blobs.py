@@ -13,7 +13,17 @@ from uuid import uuid4
 
 from hscr.durable import sync
 from hscr.faults import fault_point
-from hscr.store.blobs import READY, bytes_digest, checked, files_of, folder_digest, intact, missing, remove
+from hscr.store.blobs import (
+    READY,
+    bytes_digest,
+    checked,
+    files_of,
+    folder_digest,
+    intact,
+    missing,
+    remove,
+    times_of,
+)
 from hscr.store.disk import disk_errors
 
 
@@ -50,7 +60,7 @@ class FolderBlobs:
             self.path(digest).unlink(missing_ok=True)
 
     def stored(self, prefix: str) -> dict[str, float]:
-        return _times(self.root / "sha256" / prefix)
+        return times_of(self.root / "sha256" / prefix)
 
     def path(self, digest: str) -> Path:
         """Raises NotFound for what is no digest."""
@@ -84,7 +94,7 @@ class FolderBlobs:
 
     def folders(self) -> dict[str, float]:
         folder = self.root / "folders"
-        times = _times(folder)
+        times = times_of(folder)
         for name in times:
             with suppress(FileNotFoundError):
                 times[name] = (folder / name / READY).stat().st_mtime
@@ -170,12 +180,3 @@ def _publish(aside: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     aside.rename(target)
     sync(target.parent)
-
-
-def _times(folder: Path) -> dict[str, float]:
-    """When each entry of a folder was last written. It may not exist, and they may go meanwhile."""
-    times = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        with suppress(FileNotFoundError):
-            times[path.name] = path.stat().st_mtime
-    return times

@@ -92,13 +92,8 @@ def helm(*arguments: str, values: dict[str, Any] | None = None) -> subprocess.Co
 
 
 @cache
-def _templated(values: str, release: str) -> subprocess.CompletedProcess[str]:
-    return helm("template", release, str(CHART), "--namespace", NAMESPACE, values=json.loads(values))
-
-
-@cache
 def _rendered(values: str, release: str) -> Objects:
-    done = _templated(values, release)
+    done = helm("template", release, str(CHART), "--namespace", NAMESPACE, values=json.loads(values))
     assert done.returncode == 0, done.stderr
     return Objects(done.stdout)
 
@@ -106,12 +101,6 @@ def _rendered(values: str, release: str) -> Objects:
 def render(values: dict[str, Any] | None = None, *, release: str = "hscr") -> Objects:
     """The chart with `values` over what makes it render at all."""
     return _rendered(json.dumps(merged(INSIDE, values or {}), sort_keys=True), release)
-
-
-def outcome(values: dict[str, Any]) -> str:
-    """The text that `render` reads, or why there is none."""
-    done = _templated(json.dumps(merged(INSIDE, values), sort_keys=True), "hscr")
-    return done.stdout or done.stderr
 
 
 def render_ci(path: Path) -> Objects:

@@ -21,6 +21,7 @@ from hscr.store.settings import StoreSettings
 from hscr.store.store import Store
 from tests.chart.charts import BUCKET, CHART, SHARED, Objects, merged, refused, render
 from tests.redis_server import free_port
+from tests.s3_server import RCLONE
 from tests.waiting import wait_until
 from workers.contract import QUEUES
 
@@ -454,7 +455,7 @@ def test_the_object_store_inside_opens_to_those_who_have_its_key(
     it, port = container(trial, "object-store"), free_port()
     (claim,) = (mount for mount in it["volumeMounts"] if mount["name"] == "data")
     folder, _, bucket = claim["mountPath"].rpartition("/")
-    here = {":9000": f"127.0.0.1:{port}", folder: str(tmp_path), "rclone": f"{BESIDE}/rclone"}
+    here = {":9000": f"127.0.0.1:{port}", folder: str(tmp_path), "rclone": str(RCLONE)}
     secrets = {"access-key-id": "trial-key", "secret-access-key": "0123abc"}
     served = from_secrets(trial.environment(spec(trial, "object-store"), "object-store"), secrets)
     given = from_secrets(trial.environment(spec(trial, "gateway"), "gateway"), secrets)
