@@ -1,18 +1,20 @@
 """The Celery application without its tasks: what sends messages needs no more."""
 
+from functools import partial
 from urllib.parse import urlsplit
 
 from celery import Celery
 from kombu import Queue
 
 from workers.contract import CONTROL, QUEUES
-from workers.schedule import beat_schedule
+from workers.schedule import Beat, beat_schedule
 from workers.settings import WorkerSettings
 
 
 def build(settings: WorkerSettings) -> Celery:
     """Acknowledge early, prefetch nothing, keep no results: the database knows how every job stands."""
     app = Celery("hscr", broker=verified(settings.redis_url))
+    app.Beat = partial(Beat, app=app)
     app.conf.update(
         task_serializer="json",
         accept_content=["json"],

@@ -5,6 +5,8 @@ import signal
 import subprocess
 from datetime import timedelta
 
+import pytest
+
 from hscr.config import FinetuneConfig
 from hscr.processes import MARK, marked
 from hscr.records import JobState
@@ -25,12 +27,17 @@ def test_relay_beat_and_idle_workers_end_with_0(store: Store, processes: Process
     started = [processes.start("workers.outbox", **mark), processes.worker("control,evaluate", 4, **mark)]
     started += [processes.worker(GPU, **mark), processes.beat(**mark)]
     wait_until(lambda: processes.logs().count(" ready.") == 2, seconds=90, what="both workers")
-    # Not its first line: a signal while Celery opens the schedule ends beat with 1.
-    wait_until(lambda: "Sending due task" in processes.logs(), seconds=90, what="beat")
+    wait_until(lambda: "beat: Starting" in processes.logs(), seconds=90, what="beat")
     for process in started:
         process.send_signal(signal.SIGTERM)
     assert [process.wait(60) for process in started] == [0, 0, 0, 0]
     assert marked("idle-workers") == []
+
+
+@pytest.mark.parametrize("moment", ["making a class within a tick", "opening the schedule"])
+def test_beat_ends_with_0_whenever_it_is_asked(moment: str, store: Store, processes: Processes) -> None:
+    beat = processes.start("celery", "-A", "tests.workers.ended_at", "beat", ENDED_AT=moment)
+    assert beat.wait(60) == 0, processes.logs()
 
 
 def test_a_worker_that_cannot_hand_back_its_job_is_ended_by_force(store: Store, processes: Processes) -> None:
