@@ -173,8 +173,12 @@ class Continuing:
         rows = torch.arange(self.rows, device=key.device)
         keys[rows, :, self._at], values[rows, :, self._at] = key[:, :, 0], value[:, :, 0]
         keys, values = keys[:, :, : self._columns], values[:, :, : self._columns]
-        fused = torch.compiler.is_compiling() and query.shape[1] == keys.shape[1]
-        return (_one_query if fused else _masked)(query, keys, values, self._mask, scale)
+        if torch.compiler.is_compiling():
+            seen = _one_query if query.shape[1] == keys.shape[1] else _masked
+        else:
+            # Of half precision, torch's own keeps the scores in fp32.
+            seen = _few_queries if query.device.type == "cpu" and query.element_size() > 2 else _masked
+        return seen(query, keys, values, self._mask, scale)
 
 
 def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -182,6 +186,15 @@ def _one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: f
     scores = (query.float() * key.float()).sum(-1) * scale
     weights = scores.masked_fill(~mask[:, :, 0], -torch.inf).softmax(-1)
     return (weights[..., None] * value.float()).sum(-2, keepdim=True).to(query.dtype)
+
+
+def _few_queries(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Attention of a row's one query as two products: on a CPU faster than torch's own function."""
+    folded = query.reshape(len(query), key.shape[1], -1, query.shape[3]) * scale
+    # Keys come first: MKL takes twice as long for the product of few rows by many columns.
+    scores = (key @ folded.transpose(2, 3)).transpose(2, 3)
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+    return (weights @ value).reshape(query.shape)
 
 
 def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
