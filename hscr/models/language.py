@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hscr.models.attention import Block, Branching, Continuing, Memory, Reading
 from hscr.models.branches import Packed, branch_mask, pack
+from hscr.models.products import fast_products
 
 _LEAST_FILLED = 0.75
 _ROOM = 32
@@ -104,16 +105,18 @@ class Language:
             "blocks": blocks,
         }
         *layers, last = body.layers
-        for layer in layers:
-            states = layer(states, **shared)
-        mixed, _ = last.self_attn(hidden_states=last.input_layernorm(states), **shared)
-        states = (states + mixed)[0]
-        states = states if keep is None else states[keep]
-        return body.norm(states + last.mlp(last.post_attention_layernorm(states)))
+        with fast_products(embeds):
+            for layer in layers:
+                states = layer(states, **shared)
+            mixed, _ = last.self_attn(hidden_states=last.input_layernorm(states), **shared)
+            states = (states + mixed)[0]
+            states = states if keep is None else states[keep]
+            return body.norm(states + last.mlp(last.post_attention_layernorm(states)))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 logits [..., V] of hidden states [..., d]."""
-        return self.model.lm_head(hidden).float()
+        with fast_products(hidden):
+            return self.model.lm_head(hidden).float()
 
     def prefill(self, prompts: Prompts) -> Context:
         """Forward the prompts once, for any number of completions."""
