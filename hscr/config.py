@@ -8,16 +8,20 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from hscr.errors import InvalidConfig
 from hscr.recipes import read_settings
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""what every random generator takes"""
+
 
 class Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def from_toml(cls, path: Path) -> Self:
@@ -36,10 +40,7 @@ class Config(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"]) or "configuration"
-            raise InvalidConfig(
-                f"{key}: {first['msg']}.",
-                remedy=f"Known keys: {', '.join(cls.model_fields)}.",
-            ) from error
+            raise InvalidConfig(f"{key}: {first['msg']}.", remedy=_remedy(cls, first)) from error
 
     def resolved(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
@@ -48,6 +49,16 @@ class Config(BaseModel):
     def digest(self) -> str:
         """SHA-256 of the resolved values, hex."""
         return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
+
+
+def _remedy(kind: type[Config], error: ErrorDetails) -> str:
+    if error["type"] != "extra_forbidden":
+        return "Correct the value, or leave the key out to get its default."
+    for part in error["loc"][:-1]:
+        inner = kind.model_fields[str(part)].annotation
+        if isinstance(inner, type) and issubclass(inner, Config):
+            kind = inner
+    return f"Known keys there: {', '.join(kind.model_fields)}."
 
 
 class DegradeConfig(Config):
@@ -188,7 +199,7 @@ class RerankConfig(Config):
 class GenerateConfig(Config):
     """One run of preference generation."""
 
-    seed: int = 0
+    seed: Seed = 0
     degrade: DegradeConfig = DegradeConfig()
     sensitive: SensitiveConfig = SensitiveConfig()
     substitute: SubstituteConfig = SubstituteConfig()
@@ -200,8 +211,8 @@ class FinetuneConfig(Config):
     docs/decisions."""
 
     objective: Literal["hscr", "sft"] = "hscr"
-    seed: int = Field(default=0, description="of the adapter's first weights and of its dropout")
-    data_seed: int | None = Field(default=None, description="of the records' order; by default `seed`")
+    seed: Seed = Field(default=0, description="of the adapter's first weights and of its dropout")
+    data_seed: Seed | None = Field(default=None, description="of the records' order; by default `seed`")
     rank: int = Field(default=16, ge=1)
     alpha: float = Field(default=32.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1, description="of LoRA; the model's own is always off")
@@ -255,7 +266,7 @@ class EvaluateConfig(Config):
     suite: str = Field(default="phantom", description="`phantom`, or the path of a JSONL file")
     split: Literal["development", "test"] = "development"
     images: int = Field(default=120, ge=1)
-    seed: int = 0
+    seed: Seed = 0
     concurrency: int = Field(default=8, ge=1, description="requests in flight at the engine")
     dependence_questions: int = Field(default=200, ge=1, description="scored for visual dependence")
     dependence_masks: int = Field(default=8, ge=1)

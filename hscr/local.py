@@ -7,13 +7,14 @@ from typing import Literal, NamedTuple, TypedDict, Unpack
 
 from hscr.answers import answer, greedy, open_png
 from hscr.config import EvaluateConfig, FinetuneConfig
+from hscr.errors import Conflict
 from hscr.evaluate.gate import Judgement, Measured, judge
 from hscr.evaluate.metrics import DEPENDENCE, score, summarise
 from hscr.evaluate.suites import Suite, load_suite
 from hscr.imaging.decode import prepare
 from hscr.imaging.guard import Limits
 from hscr.learn.examples import Pair
-from hscr.learn.trainer import FinetuneResult, finetune
+from hscr.learn.trainer import FinetuneResult, checkpoints_beside, finetune
 from hscr.models.vlm import VLM
 from hscr.runs.model import attached, load
 from hscr.store.export.read import read_records
@@ -29,6 +30,7 @@ class FinetuneOptions(TypedDict, total=False):
     on_progress: Callable[[int, int, dict[str, float]], None]
     checkpoint_every: int
     resume: bool
+    on_resumed: Callable[[int], None]
     report_to: Sequence[Literal["tensorboard", "mlflow"]]
     cache_dir: Path | None
 
@@ -68,11 +70,13 @@ def finetune_records(
     quantize: Literal["nf4"] | None = None,
     **options: Unpack[FinetuneOptions],
 ) -> FinetuneResult:
-    """Train an adapter on records, as a run's folder, Parquet or JSONL, and write it to `folder`.
+    """Train an adapter on records, as a run's folder, Parquet or JSONL, and write it to the new `folder`.
 
     `options` are those of `hscr.learn.trainer.finetune`, which says what else is raised.
-    Raises InvalidRecord, NotFound.
+    Raises InvalidRecord, NotFound; Conflict before any work when the folder holds something, or another run's
+    checkpoint lies beside it that `resume` does not ask for.
     """
+    _take(folder, resume=options.get("resume", False))
     pictures: dict[str, bytes] = {}
     examples: list[Pair] = []
     for record, png, _ in read_records(records):
@@ -80,6 +84,24 @@ def finetune_records(
         examples.append((record, partial(open_png, pictures.setdefault(record.image_digest, png))))
     vlm = load(model, device, dtype, quantize=quantize)
     return finetune(vlm, examples, config, out_dir=folder, **options)
+
+
+def _take(folder: Path, *, resume: bool) -> None:
+    """Make the folder of an adapter to be trained. Raises Conflict rather than replace anything."""
+    checkpoints = checkpoints_beside(folder)
+    if resume and (folder / "adapter_config.json").is_file():
+        raise Conflict(
+            f"{folder} holds an adapter: that run has ended.",
+            remedy="Nothing is left to resume. Name a new folder with --out for another run.",
+        )
+    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Conflict(f"{folder} is no empty folder.", remedy="Name a new folder with --out.")
+    if not resume and any(checkpoints.glob("checkpoint-*")):
+        raise Conflict(
+            f"{checkpoints} is what an interrupted run left.",
+            remedy="Go on with that run by --resume, or remove the folder to begin anew.",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def evaluate_adapter(

@@ -73,7 +73,16 @@ def test_a_file_beside_you_comes_before_a_recipe(tmp_path: Path, monkeypatch: py
     [
         ('extends = "nothing"', "no recipe nothing"),
         ("extends = 3", "no recipe 3"),
-        ('extends = "phantom"\n[finetune]\nlearning = 1', r"finetune\.learning"),
+        (
+            'extends = "phantom"\n[finetune]\nlearning = 1',
+            r"finetune\.learning.*there: objective, ",
+        ),
+        ("[generate.degrade]\nrates = 1", r"generate\.degrade\.rates.*Known keys there: kind, rate, mode, "),
+        ("[generate.degrade]\nrate = 2", r"generate\.degrade\.rate.*Correct the value"),
+        ("[finetune]\nlearning_rate = nan", r"finetune\.learning_rate: Input should be a finite number"),
+        ("[finetune]\nepochs = inf", r"finetune\.epochs: Input should be a finite number"),
+        ("[finetune]\nseed = -1", r"finetune\.seed: Input should be greater than or equal to 0"),
+        ("[finetune]\ndata_seed = 4294967296", r"finetune\.data_seed: Input should be less than 4294967296"),
         ("a = [", "Expected|Invalid"),
     ],
 )

@@ -9,11 +9,11 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from hscr.errors import AdapterRefused
+from hscr.models.plain_lora import RETRAIN, check_plain
 from hscr.store.blobs import READY, check_whole
 from workers.tensors import Tensor, read_header, read_values
 
@@ -27,17 +27,6 @@ _KEY = re.compile(
     r"base_model\.model\.(?P<prefix>(?:model\.)?language_model\.(?:model\.)?)"
     rf"(?P<layer>layers\.\d+\.{_PROJECTIONS})\.lora_(?P<side>[AB])\.weight"
 )
-# Settings that change nothing of a plain LoRA's answers. Every other one must be off: engines differ in
-# which they know, and ignore what they do not.
-_HARMLESS = {
-    "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_alpha", "lora_dropout",
-    "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "revision", "target_modules",
-    "task_type",
-}  # fmt: skip
-_OFF: tuple[Any, ...] = (None, False, [], {}, "none")
-# Initialisations that leave the base model's weights as they are; others, such as PiSSA, move a part of them.
-_ADDED = (True, False, "gaussian")
-_RETRAIN = "Train it again with this program, from the base model that is served."
 
 
 def check_adapter(folder: Path, base: Path, *, digest: str | None = None) -> None:
@@ -73,31 +62,26 @@ def _check_files(folder: Path) -> None:
                 f"{entry.name} does not belong into an adapter.", remedy=f"Store {CONFIG} and {WEIGHTS} only."
             )
         if (size := entry.stat().st_size) > allowed:
-            raise AdapterRefused(f"{entry.name} has {size} bytes; {allowed} are allowed.", remedy=_RETRAIN)
+            raise AdapterRefused(f"{entry.name} has {size} bytes; {allowed} are allowed.", remedy=RETRAIN)
 
 
-def _read_config(path: Path) -> tuple[int, Any]:
+def _read_config(path: Path) -> tuple[int, str | list[str]]:
     """Rank and targets of a plain LoRA."""
     try:
         config = json.loads(path.read_bytes())
-        rank, alpha, targets = config["r"], config["lora_alpha"], config["target_modules"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise AdapterRefused(f"{path.name} cannot be read: {error!r}.", remedy=_RETRAIN) from error
-    if config.get("peft_type") != "LORA":
-        raise AdapterRefused(f"{path.name} describes {config.get('peft_type')}, not LORA.", remedy=_RETRAIN)
-    for key, value in config.items():
-        plain = value in _ADDED if key == "init_lora_weights" else key in _HARMLESS or value in _OFF
-        if not plain:
-            raise AdapterRefused(f"{path.name} sets {key}: engines serve plain LoRA only.", remedy=_RETRAIN)
-    if type(rank) is not int or not 1 <= rank <= MAX_RANK:
+    except (FileNotFoundError, ValueError, RecursionError) as error:
+        raise AdapterRefused(f"{path.name} cannot be read: {error!r}.", remedy=RETRAIN) from error
+    check_plain(config, path.name)
+    rank, alpha = config["r"], config["lora_alpha"]
+    if rank > MAX_RANK:
         raise AdapterRefused(
             f"{path.name} has rank {rank}; 1 to {MAX_RANK} can be served.", remedy="Train with a lower rank."
         )
-    if type(alpha) not in (int, float) or not 0 < alpha <= MAX_ALPHA:
+    if alpha > MAX_ALPHA:
         raise AdapterRefused(
             f"{path.name} has lora_alpha {alpha}.", remedy=f"It must be above 0 and at most {MAX_ALPHA:g}."
         )
-    return rank, targets
+    return rank, config["target_modules"]
 
 
 def _base_layers(base: Path) -> dict[str, tuple[int, ...]]:
@@ -134,42 +118,39 @@ def _check_names(
         expected = (rank, inputs) if match["side"] == "A" else (outputs, rank)
         if tensor.shape != expected:
             raise AdapterRefused(
-                f"{name} has shape {list(tensor.shape)}, not {list(expected)}.", remedy=_RETRAIN
+                f"{name} has shape {list(tensor.shape)}, not {list(expected)}.", remedy=RETRAIN
             )
         other = "B" if match["side"] == "A" else "A"
         if name.replace(f".lora_{match['side']}.", f".lora_{other}.") not in tensors:
-            raise AdapterRefused(f"{name} lacks its other half, lora_{other}.", remedy=_RETRAIN)
+            raise AdapterRefused(f"{name} lacks its other half, lora_{other}.", remedy=RETRAIN)
         prefix = match["prefix"]
         adapted.add(match["layer"])
     if prefix is None:
-        raise AdapterRefused(f"{WEIGHTS} holds no tensors.", remedy=_RETRAIN)
+        raise AdapterRefused(f"{WEIGHTS} holds no tensors.", remedy=RETRAIN)
     return prefix, adapted
 
 
 def _check_targets(
-    prefix: str, adapted: set[str], layers: Mapping[str, tuple[int, ...]], targets: Any
+    prefix: str, adapted: set[str], layers: Mapping[str, tuple[int, ...]], targets: str | list[str]
 ) -> None:
     """The configuration targets exactly the layers that have weights; engines would fill up or drop some."""
     for layer in layers:
         if _targeted(prefix + layer, targets) != (layer in adapted):
             what = "is a target without weights" if layer not in adapted else "has weights but is no target"
-            raise AdapterRefused(f"{prefix}{layer} {what}.", remedy=_RETRAIN)
+            raise AdapterRefused(f"{prefix}{layer} {what}.", remedy=RETRAIN)
 
 
-def _targeted(module: str, targets: Any) -> bool:
-    try:
-        if isinstance(targets, str):
-            return re.fullmatch(targets, module) is not None
-        return any(module == target or module.endswith(f".{target}") for target in targets)
-    except (re.error, TypeError, RecursionError) as error:
-        raise AdapterRefused(f"{CONFIG} has no usable target_modules: {error}.", remedy=_RETRAIN) from error
+def _targeted(module: str, targets: str | list[str]) -> bool:
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    return any(module == target or module.endswith(f".{target}") for target in targets)
 
 
 def _check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
     changes = False
     for name, values in read_values(path, tensors):
         if not np.isfinite(values).all():
-            raise AdapterRefused(f"{name} holds NaN or infinity.", remedy=_RETRAIN)
+            raise AdapterRefused(f"{name} holds NaN or infinity.", remedy=RETRAIN)
         changes |= ".lora_B." in name and bool(values.any())
     if not changes:
-        raise AdapterRefused("Every lora_B is zero: the adapter changes nothing.", remedy=_RETRAIN)
+        raise AdapterRefused("Every lora_B is zero: the adapter changes nothing.", remedy=RETRAIN)

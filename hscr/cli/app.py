@@ -80,6 +80,14 @@ def main() -> None:
     except HscrError as error:
         _complain(error)
         sys.exit(2)
+    except OSError as error:
+        _complain(
+            HscrError(
+                f"{error.filename}: {error.strerror}." if error.filename else f"{error}.",
+                remedy="Check the path, the space left there and who may write.",
+            )
+        )
+        sys.exit(2)
     except ModuleNotFoundError as error:
         if error.name not in _ONLY_WITH_A_MODEL:
             raise

@@ -112,15 +112,24 @@ def finetune(
     model: Path, records: Path, out: Path, loop: LoopConfig, options: dict[str, Any], *, as_json: bool
 ) -> None:
     from hscr import local  # torch
+    from hscr.learn.trainer import checkpoints_beside
 
     leads = os.environ.get("RANK", "0") == "0"  # of the processes of `accelerate launch`, one speaks
+    if leads and options["resume"] and not any(checkpoints_beside(out).glob("checkpoint-*")):
+        complaints.print("There is no checkpoint to go on from: training begins anew.")
     with Progress(console=complaints, disable=not leads) as bars:
         task = bars.add_task("finetune", total=None)
 
         def advance(step: int, steps: int, metrics: dict[str, float]) -> None:
             bars.update(task, completed=step, total=steps, description=f"loss {metrics['loss']:.3f}")
 
-        result = local.finetune_records(model, records, out, loop.finetune, on_progress=advance, **options)
+        def resumed(step: int) -> None:
+            if leads:
+                complaints.print(f"Goes on after step {step}.")
+
+        result = local.finetune_records(
+            model, records, out, loop.finetune, on_progress=advance, on_resumed=resumed, **options
+        )
     if not leads:
         return
     for warning in result.warnings:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -41,6 +42,12 @@ def prepare(vlm: VLM, pairs: Sequence[Pair], config: FinetuneConfig) -> list[Exa
         raise InvalidRecord("There is nothing to train on.", remedy="Collect consented preferences first.")
     limit = _limit(vlm, config)
     records = sorted((record for record, _ in pairs), key=lambda record: record.id)
+    for one, next_one in pairwise(records):
+        if one.id == next_one.id:
+            raise InvalidRecord(
+                f"{one.id} is there more than once.",
+                remedy="Keep one of them: an id names one record, and one reference is kept for it.",
+            )
     return [_example(vlm, record, config, limit) for record in records]
 
 

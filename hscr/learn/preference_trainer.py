@@ -128,6 +128,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers ships no
         rows = [self.reference[example.record.id] for example in examples]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.args.device)
 
+    def trained_weights(self) -> list[Tensor]:
+        return [weight for weight in self._vlm.model.parameters() if weight.requires_grad]
+
     @contextmanager
     def _as_base(self) -> Iterator[None]:
         """Answer as the base model does, without gradients."""
@@ -189,8 +192,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers ships no
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and not math.isfinite(norm):
-            raise InvalidConfig("Training diverged.", remedy="Lower learning_rate or gamma.")
+            raise diverged()
         return norm
+
+
+def diverged() -> InvalidConfig:
+    return InvalidConfig("Training diverged.", remedy="Lower learning_rate or gamma.")
 
 
 def _cosine(steps: int, warmup_ratio: float) -> Callable[[int], float]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from hscr.learn.examples import Example, digest
 from hscr.models.vlm import VLM
+
+_log = logging.getLogger(__name__)
 
 
 def reference_file(folder: Path, vlm: VLM, examples: Sequence[Example], adapter: str | None = None) -> Path:
@@ -24,9 +27,17 @@ def reference_file(folder: Path, vlm: VLM, examples: Sequence[Example], adapter:
     return folder / f"reference-{hashlib.sha256(json.dumps(depends).encode()).hexdigest()}.json"
 
 
-def read_reference(file: Path) -> dict[str, Tensor]:
-    """[1 + J] fp32 log-probs by record id, exactly as they were written."""
-    return {name: torch.tensor(row) for name, row in json.loads(file.read_text()).items()}
+def read_reference(file: Path, examples: Sequence[Example]) -> dict[str, Tensor]:
+    """[1 + J] fp32 log-probs by record id, exactly as they were written; none of them from a damaged file."""
+    try:
+        found = {name: torch.tensor(row) for name, row in json.loads(file.read_text()).items()}
+    except (ValueError, TypeError, AttributeError):
+        found = {}
+    whole = {example.record.id: len(example.completions) for example in examples}
+    if {name: row.numel() for name, row in found.items()} != whole:
+        _log.warning("%s is damaged, so its log-probs are computed again", file)
+        return {}
+    return found
 
 
 def write_reference(file: Path, logps: Mapping[str, Tensor]) -> None:

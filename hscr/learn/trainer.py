@@ -22,7 +22,7 @@ from hscr.errors import Conflict, InvalidConfig
 from hscr.learn.callbacks import Follow, Metrics, Tracker, step_metrics, stop_if, trackers
 from hscr.learn.checkpoints import Checkpoints, step_of
 from hscr.learn.examples import Example, Pair, Pictures, digest, openers, prepare
-from hscr.learn.preference_trainer import Logps, PreferenceTrainer
+from hscr.learn.preference_trainer import Logps, PreferenceTrainer, diverged
 from hscr.learn.probe import probe_adapter
 from hscr.learn.reference import read_reference, reference_file, write_reference
 from hscr.models.vlm import VLM
@@ -84,7 +84,7 @@ def finetune(
     checkpoint to resume from is damaged or another run's, DependencyMissing.
     """
     out, prepared = Path(out_dir), prepare(vlm, examples, config)
-    kept = Path(checkpoint_dir) if checkpoint_dir is not None else _beside(out, "checkpoints")
+    kept = Path(checkpoint_dir) if checkpoint_dir is not None else checkpoints_beside(out)
     wanted = should_checkpoint if checkpoint_every else lambda: False
     checkpoints = Checkpoints(kept, _identity(vlm, prepared, config), wanted, on_checkpoint)
     # Asked to stop just after a step had ended without one, it is the next step's end that brings it.
@@ -118,7 +118,12 @@ def finetune(
         if checkpoint_dir is None and trainer.is_world_process_zero():
             checkpoints.discard()
     metrics = _last_epoch(trainer.state.log_history, math.ceil(len(prepared) / config.batch_size))
-    return FinetuneResult(out, metrics, probe, _warnings(metrics))
+    return FinetuneResult(out, metrics, probe, (*_fallen(metrics), *_foreign(vlm, prepared)))
+
+
+def checkpoints_beside(out: Path) -> Path:
+    """Where a run that writes its adapter to `out` keeps its checkpoint by default."""
+    return _beside(out, "checkpoints")
 
 
 def training_arguments(
@@ -168,7 +173,7 @@ def _reference(
     trainer: PreferenceTrainer, examples: Sequence[Example], file: Path | None, check: Callable[[], None]
 ) -> Logps:
     """From the file, or computed and written to it; by all processes alike, wherever each has its disk."""
-    known = read_reference(file) if file is not None and file.is_file() else {}
+    known = read_reference(file, examples) if file is not None and file.is_file() else {}
     if not all(gather_object([bool(known)])):
         known = trainer.compute_reference(examples, check)
         if file is not None and trainer.is_local_process_zero():
@@ -177,9 +182,15 @@ def _reference(
 
 
 def _save(vlm: VLM, trainer: PreferenceTrainer, out: Path, examples: Sequence[Pair]) -> dict[str, Any]:
-    """Write the adapter. A model that no process holds whole cannot be probed here, and has no items."""
+    """Write the adapter. A model that no process holds whole cannot be probed here, and has no items.
+
+    Raises InvalidConfig when the last step, which no gradient follows, made a weight NaN or infinite.
+    """
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.sharded else None
     if trainer.is_world_process_zero():
+        weights = state.values() if state else trainer.trained_weights()
+        if not all(torch.isfinite(weight).all() for weight in weights):
+            raise diverged()
         vlm.adapters.save(_TRAINEE, out, state)
     return {"items": []} if trainer.sharded else probe_adapter(vlm, _TRAINEE, examples)
 
@@ -206,6 +217,7 @@ def _identity(vlm: VLM, examples: Sequence[Example], config: FinetuneConfig) -> 
 
 
 def _beside(out: Path, what: str) -> Path:
+    out = out.resolve()
     return out.with_name(f"{out.name}.{what}")
 
 
@@ -228,12 +240,24 @@ def _last_epoch(history: Sequence[Metrics], steps: int) -> Metrics:
     return {name: math.fsum(row) / len(row) for name, row in values.items()}
 
 
-def _warnings(metrics: Metrics) -> tuple[str, ...]:
-    if metrics["logratio/chosen"] >= 0:
+def _fallen(metrics: Metrics) -> tuple[str, ...]:
+    if round(metrics["logratio/chosen"], 2) >= 0:  # what rounding alone makes is no fall
         return ()
     message = (
         f"The preferred answers became less probable: logratio/chosen is {metrics['logratio/chosen']:.2f}. "
         "Raise nll_weight or gamma, or lower learning_rate."
+    )
+    _log.warning(message)
+    return (message,)
+
+
+def _foreign(vlm: VLM, examples: Sequence[Example]) -> tuple[str, ...]:
+    others = sum(example.record.model_digest != vlm.digest for example in examples)
+    if not others:
+        return ()
+    message = (
+        f"{others} of {len(examples)} records were made with another model. "
+        "The methods learn from a model's own mistakes: make records with this one."
     )
     _log.warning(message)
     return (message,)

@@ -23,11 +23,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hscr.config import FinetuneConfig
 from hscr.errors import AdapterRefused, Conflict, NotFound
+from hscr.models.plain_lora import RETRAIN, check_plain
 
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.(?P<side>lora_A|lora_B)\.weight")
-_RETRAIN = "Train the adapter again, from this base model and with this program."
 
 
 class Adapters:
@@ -51,14 +51,17 @@ class Adapters:
         Raises Conflict for a used name, AdapterRefused for one that does not fit this model.
         """
         config, weights = read_adapter(folder, self._model)
-        self._attach(name, config, seed=0)
+        try:
+            self._attach(name, config, seed=0)
+        except ValueError as error:
+            raise AdapterRefused(f"PEFT cannot attach the adapter: {error}", remedy=RETRAIN) from error
         with self.use(name):
             fit = peft.set_peft_model_state_dict(self._peft, weights, adapter_name=_key(name))
         absent = [key for key in fit.missing_keys if _key(name) in key]
         if absent or fit.unexpected_keys:
             self.unload(name)
             raise AdapterRefused(
-                f"Targets and weights differ, as at {(absent + fit.unexpected_keys)[0]}.", remedy=_RETRAIN
+                f"Targets and weights differ, as at {(absent + fit.unexpected_keys)[0]}.", remedy=RETRAIN
             )
 
     def unload(self, name: str) -> None:
@@ -131,14 +134,17 @@ class Adapters:
     def save(self, name: str, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
         """Write PEFT's two files; their bytes depend on the weights and the configuration only.
 
-        state: the model's weights, where they are gathered from several processes.
+        state: the model's weights, where they are gathered from several processes. Raises OSError.
         """
         self._require(name)
         out = Path(folder)
         out.mkdir(parents=True, exist_ok=True)
         state = peft.get_peft_model_state_dict(self._peft, state, adapter_name=_key(name))
         state = {key: value.detach().cpu().contiguous() for key, value in sorted(state.items())}
-        save_file(state, out / WEIGHTS, metadata={"format": "pt"})
+        try:
+            save_file(state, out / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{out / WEIGHTS} cannot be written: {error}") from error
         config = self._peft.peft_config[_key(name)].to_dict()
         # A local path would name this machine, and change the digest of equal weights.
         config |= {"base_model_name_or_path": None, "inference_mode": True}
@@ -191,12 +197,13 @@ def read_adapter(folder: str | Path, model: nn.Module) -> tuple[Any, dict[str, T
     """
     path = Path(folder)
     try:
+        check_plain(json.loads((path / CONFIG).read_bytes()), CONFIG)
         config = peft.LoraConfig.from_pretrained(str(path))
         weights = load_file(path / WEIGHTS)
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise AdapterRefused(f"No adapter can be read: {error}", remedy=_RETRAIN) from error
-    if config.bias != "none" or config.modules_to_save or config.use_dora or not weights:
-        raise AdapterRefused("The adapter is more (or less) than plain LoRA.", remedy=_RETRAIN)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
+        raise AdapterRefused(f"No adapter can be read: {error}", remedy=RETRAIN) from error
+    if not weights:
+        raise AdapterRefused(f"{WEIGHTS} holds no weights.", remedy=RETRAIN)
     modules = dict(model.named_modules())
     for key, value in weights.items():
         _check_tensor(key, value, config.r, modules, weights)
@@ -210,15 +217,15 @@ def _check_tensor(
     module = modules.get(match["module"]) if match else None
     layer = getattr(module, "base_layer", module)
     if match is None or not re.fullmatch(LORA_TARGETS, match["module"]) or not isinstance(layer, nn.Linear):
-        raise AdapterRefused(f"{key} names no linear layer of the language model.", remedy=_RETRAIN)
+        raise AdapterRefused(f"{key} names no linear layer of the language model.", remedy=RETRAIN)
     first = match["side"] == "lora_A"
     expected = (rank, layer.in_features) if first else (layer.out_features, rank)
     if tuple(value.shape) != expected:
-        raise AdapterRefused(f"{key} has shape {tuple(value.shape)}, not {expected}.", remedy=_RETRAIN)
+        raise AdapterRefused(f"{key} has shape {tuple(value.shape)}, not {expected}.", remedy=RETRAIN)
     if key.replace(*(("lora_A", "lora_B") if first else ("lora_B", "lora_A"))) not in weights:
-        raise AdapterRefused(f"{key} lacks its other half.", remedy=_RETRAIN)
+        raise AdapterRefused(f"{key} lacks its other half.", remedy=RETRAIN)
     if not torch.isfinite(value).all():
-        raise AdapterRefused(f"{key} holds NaN or infinity.", remedy=_RETRAIN)
+        raise AdapterRefused(f"{key} holds NaN or infinity.", remedy=RETRAIN)
 
 
 def _key(name: str) -> str:

@@ -8,17 +8,22 @@ from typing import Literal
 
 import torch
 
-from hscr.errors import NotFound
+from hscr.errors import InvalidInput, NotFound
 from hscr.models.vlm import VLM
 
 
 def load(model: Path, device: str, dtype: str, *, quantize: Literal["nf4"] | None = None) -> VLM:
-    """`auto` is CUDA and bfloat16 where there is a GPU, else CPU and float32. Raises NotFound.
+    """`auto` is CUDA and bfloat16 where there is a GPU, else CPU and float32. Raises NotFound,
+    InvalidInput.
 
     Each process of `accelerate launch` takes the GPU of its own rank.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InvalidInput(
+            "torch finds no CUDA device here.", remedy="Leave --device out, or install a torch with CUDA."
+        )
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     rank = os.environ.get("LOCAL_RANK", "0") if device == "cuda" else None

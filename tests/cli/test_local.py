@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hscr.config import EvaluateConfig, FinetuneConfig, GateConfig, LoopConfig
-from hscr.errors import NotFound
+from hscr.errors import Conflict, InvalidInput, InvalidRecord, NotFound
 from hscr.local import ask, evaluate_adapter, finetune_records
 from hscr.records import GateVerdict
 from hscr.rows.source import open_rows
@@ -88,3 +88,52 @@ def test_records_without_their_images_are_refused(records: Path, tmp_path: Path)
     (tmp_path / "records.jsonl").write_text(done.path.read_text())
     with pytest.raises(NotFound, match="is missing"):
         finetune_records(PHANTOM, tmp_path / "records.jsonl", tmp_path / "adapter", FinetuneConfig())
+
+
+def test_another_image_under_a_records_name_is_refused(records: Path, tmp_path: Path) -> None:
+    done = export(read_records(records), tmp_path / "jsonl", Form.JSONL)
+    first, second, *_ = sorted((done.path.parent / "images").iterdir())
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(InvalidRecord, match="is not the image"):
+        finetune_records(PHANTOM, done.path, tmp_path / "adapter", FinetuneConfig())
+
+
+def test_a_file_that_is_no_text_is_refused_by_its_line(samples: Path) -> None:
+    with pytest.raises(InvalidRecord, match="Line 1 is no preference record"):
+        list(read_records(samples / "00.png"))
+
+
+def test_nothing_that_is_there_is_replaced(tmp_path: Path) -> None:
+    """Before anything is read: none of these records exists."""
+    used, file, kept = tmp_path / "used", tmp_path / "file", tmp_path / "new.checkpoints" / "checkpoint-3"
+    used.mkdir()
+    (used / "adapter_config.json").touch()
+    file.touch()
+    kept.mkdir(parents=True)
+    refusals = {
+        used: "is no empty folder",
+        file: "is no empty folder",
+        tmp_path / "new": "is what an interrupted run left",
+    }
+    for out, reason in refusals.items():
+        with pytest.raises(Conflict, match=reason):
+            finetune_records(PHANTOM, tmp_path / "none", out, FinetuneConfig())
+    with pytest.raises(Conflict, match="that run has ended"):
+        finetune_records(PHANTOM, tmp_path / "none", used, FinetuneConfig(), resume=True)
+    assert kept.is_dir()
+    with pytest.raises(InvalidRecord, match="holds no preference records"):
+        finetune_records(PHANTOM, tmp_path / "none", tmp_path / "new", FinetuneConfig(), resume=True)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = hscr("finetune", "--records", str(tmp_path), "--out", str(tmp_path / "file" / "adapter"))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f"{tmp_path / 'file' / 'adapter'}: Not a directory." in " ".join(done.stderr.split())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has the device")
+def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no CUDA device"):
+        evaluate_adapter(PHANTOM, tmp_path, EvaluateConfig(), device="cuda")

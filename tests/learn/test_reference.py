@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hscr.learn.examples import prepare
+from hscr.learn.examples import Example, prepare
 from hscr.learn.reference import read_reference, reference_file, write_reference
 from hscr.models.vlm import VLM
 from hscr.records import PreferenceRecord, Response
@@ -23,8 +23,9 @@ def name(vlm: VLM, pairs: list[tuple[PreferenceRecord, Image.Image]], adapter: s
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     logps = {"a": torch.tensor([-1 / 3, -1e-30, -7e4]), "b": torch.tensor([-0.1])}
     file = tmp_path / "new" / "reference-x.json"
+    examples = [Example(record(0).but(id=key), [], [[0]] * len(row)) for key, row in logps.items()]
     write_reference(file, logps)
-    found = read_reference(file)
+    found = read_reference(file, examples)
     assert all(
         torch.equal(found[key], value) and found[key].dtype == torch.float32 for key, value in logps.items()
     )
@@ -42,11 +43,26 @@ def test_a_stored_reference_gives_the_same_bytes(vlm: VLM, tmp_path: Path) -> No
 
 
 def test_a_stored_reference_is_what_training_uses(vlm: VLM, tmp_path: Path) -> None:
+    examples = prepare(vlm, records(), SHORT)
     _, before = run(vlm, SHORT, tmp_path / "a", cache_dir=tmp_path / "cache")
     (stored,) = (tmp_path / "cache").iterdir()
-    write_reference(stored, {key: row - 1 for key, row in read_reference(stored).items()})
+    write_reference(stored, {key: row - 1 for key, row in read_reference(stored, examples).items()})
     _, after = run(vlm, SHORT, tmp_path / "b", cache_dir=tmp_path / "cache")
     assert after[0]["logratio/chosen"] == pytest.approx(before[0]["logratio/chosen"] + 1, abs=1e-4)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"pref_0": "x"}', '{"pref_0": [0.5]}', "{}"])
+def test_a_damaged_reference_is_computed_again(
+    vlm: VLM, tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(vlm, SHORT, tmp_path / "a", cache_dir=tmp_path / "cache")
+    (stored,) = (tmp_path / "cache").iterdir()
+    whole = stored.read_bytes()
+    stored.write_text(content)
+    run(vlm, SHORT, tmp_path / "b", cache_dir=tmp_path / "cache")
+    assert f"{stored} is damaged" in caplog.text
+    assert stored.read_bytes() == whole
+    assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
 def test_the_order_of_the_records_does_not_matter(vlm: VLM) -> None:

@@ -6,19 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from hscr.errors import InvalidConfig, InvalidRecord, JobCancelled
 from hscr.learn.trainer import Metrics, finetune
 from hscr.models.vlm import VLM
-from hscr.records import Response
-from tests.learn.records import CONFIG, files, records
+from hscr.records import PreferenceRecord, Response
+from tests.learn.records import CONFIG, files, record, records, run
+from tests.tiny_llava import picture
+
+
+def own(vlm: VLM) -> list[tuple[PreferenceRecord, Image.Image]]:
+    """Records as if this model had made them."""
+    return [(each.but(model_digest=vlm.digest), image) for each, image in records()]
 
 
 def test_40_eight_records_are_learnt(vlm: VLM, tmp_path: Path) -> None:
-    history: list[Metrics] = []
-    result = finetune(
-        vlm, records(), CONFIG, out_dir=tmp_path / "a", on_progress=lambda *step: history.append(step[2])
-    )
+    result, history = run(vlm, CONFIG, tmp_path / "a", pairs=own(vlm))
     assert len(history) == 30
     # 18: the adapter starts equal to the base, so each of the one or three pairs of a record costs ln 2.
     pairs = 4 * (history[0]["loss/explicit"] + history[0]["loss/implicit"]) / math.log(2)
@@ -73,7 +77,6 @@ def test_the_preferred_answer_losing_ground_is_said(vlm: VLM, tmp_path: Path) ->
     # Only the implicit term: it says nothing for y_w, and the shared words drag it along.
     config = CONFIG.model_copy(update={"nll_weight": 0.0, "explicit_weight": 0.0, "learning_rate": 2e-2})
     result = finetune(vlm, records(), config, out_dir=tmp_path)
-    assert (result.metrics["logratio/chosen"] < 0) == bool(result.warnings)
     assert result.metrics["logratio/chosen"] < 0
     assert "less probable" in result.warnings[0]
 
@@ -138,6 +141,29 @@ def test_stopping_leaves_no_files_and_no_adapter(vlm: VLM, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
     assert vlm.adapters.names == ()
     assert vlm.adapters.active is None
+
+
+def test_a_last_step_that_diverges_is_an_error_and_writes_nothing(vlm: VLM, tmp_path: Path) -> None:
+    """No gradient comes after it."""
+    config = CONFIG.model_copy(update={"learning_rate": 1e300, "epochs": 0.1})
+    with pytest.raises(InvalidConfig, match="diverged"):
+        run(vlm, config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_of_one_id_are_refused(vlm: VLM, tmp_path: Path) -> None:
+    """The reference of one would have been that of the other."""
+    pairs = [*records(), (record(1).but(id="pref_0"), picture(0))]
+    with pytest.raises(InvalidRecord, match="pref_0 is there more than once"):
+        run(vlm, CONFIG, tmp_path / "out", pairs=pairs)
+
+
+def test_records_of_another_model_are_told_of(vlm: VLM, tmp_path: Path) -> None:
+    short = CONFIG.model_copy(update={"epochs": 1.0})
+    result, _ = run(vlm, short, tmp_path / "own", pairs=own(vlm))
+    assert not any("another model" in warning for warning in result.warnings)
+    result, _ = run(vlm, short, tmp_path / "mixed", pairs=[records()[0], *own(vlm)[1:]])
+    assert result.warnings[-1].startswith("1 of 8 records were made with another model")
 
 
 def test_divergence_is_an_error_and_writes_nothing(vlm: VLM, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Adapters change the language model only, come off without a trace, and are checked before they go on."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,7 +111,7 @@ def _rename(old: str, new: str) -> Callable[[dict[str, Tensor]], dict[str, Tenso
         (lambda w: {k: v for k, v in w.items() if "q_proj" not in k}, "differ"),
         (_rename("language_model", "vision_tower.encoder"), "no linear layer of the language model"),
         (_rename("layers.0", "layers.9"), "no linear layer of the language model"),
-        (lambda w: {}, "plain LoRA"),
+        (lambda w: {}, "no weights"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_leaves_nothing(
@@ -121,6 +123,33 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(
     base, file = score(vlm), saved[0] / "adapter_model.safetensors"
     save_file({k: v.contiguous() for k, v in spoil(load_file(file)).items()}, file)
     with pytest.raises(AdapterRefused, match=reason):
+        vlm.load_adapter(saved[0], "spoilt")
+    assert vlm.adapters.names == ()
+    assert torch.equal(score(vlm), base)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        # These two move a part of the base model's weights, and unloading does not bring it back.
+        ({"init_lora_weights": "pissa"}, "sets init_lora_weights"),
+        ({"init_lora_weights": "olora"}, "sets init_lora_weights"),
+        ({"peft_type": "IA3"}, "describes IA3"),
+        ({"trainable_token_indices": [1]}, "sets trainable_token_indices"),
+        ({"lora_alpha": "x"}, "lora_alpha x"),
+        ({"lora_alpha": float("nan")}, "lora_alpha nan"),
+        ({"lora_dropout": 2.0}, "lora_dropout 2.0"),
+        ({"target_modules": "((("}, "no usable target_modules"),
+        ({"target_modules": ["no_such_layer"]}, "PEFT cannot attach"),
+        ({"target_modules": ["q_proj", "multi_modal_projector.linear_1"]}, "Targets and weights differ"),
+    ],
+)
+def test_more_than_plain_lora_is_refused_and_leaves_nothing(
+    vlm: VLM, saved: tuple[Path, Tensor], settings: dict[str, object], reason: str
+) -> None:
+    base, file = score(vlm), saved[0] / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(AdapterRefused, match=re.escape(reason)):
         vlm.load_adapter(saved[0], "spoilt")
     assert vlm.adapters.names == ()
     assert torch.equal(score(vlm), base)

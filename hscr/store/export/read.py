@@ -1,5 +1,6 @@
 """Preference records with their images, from whatever this project has written them to."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,14 +42,14 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read_jsonl(path: Path) -> Iterator[Stored]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 record = _parse(line, number)
-                yield Stored(record, _image(path.parent / image_path(record.image_digest)), {})
+                yield Stored(record, _image(path.parent, record), {})
 
 
-def _parse(line: str, number: int) -> PreferenceRecord:
+def _parse(line: bytes, number: int) -> PreferenceRecord:
     try:
         return PreferenceRecord.model_validate_json(line)
     except ValidationError as error:
@@ -60,10 +61,17 @@ def _parse(line: str, number: int) -> PreferenceRecord:
         ) from error
 
 
-def _image(path: Path) -> bytes:
+def _image(folder: Path, record: PreferenceRecord) -> bytes:
+    path = folder / image_path(record.image_digest)
     try:
-        return path.read_bytes()
+        png = path.read_bytes()
     except OSError as error:
         raise NotFound(
             f"The image {path} is missing.", remedy="Keep `images/` beside the records file."
         ) from error
+    if hashlib.sha256(png).hexdigest() != record.image_digest:
+        raise InvalidRecord(
+            f"{record.id}: {path} is not the image that the record is about.",
+            remedy="Export the records again.",
+        )
+    return png
