@@ -41,6 +41,9 @@ def convert(
 
         hscr convert llava-med-v1.5-mistral-7b --out llava-med-hf
         hscr convert llava-v1.5-7b --out llava-hf --vision-tower clip-vit-large-patch14-336
+
+    Nothing appears under the new folder's name before every check has passed; a conversion that was cut off
+    goes on where it was.
     """
     limit = _bytes(max_shard_size)
     from hscr.models.convert.convert import Options, convert  # torch
@@ -78,6 +81,7 @@ def convert(
 
 def _bytes(size: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]B)", size.strip().upper())
-    if not found:
+    limit = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    if limit == 0:
         raise InvalidInput(f"{size!r} is no size.", remedy="Write --max-shard-size as 4GB or 500MB.")
-    return int(float(found[1]) * _UNITS[found[2]])
+    return limit

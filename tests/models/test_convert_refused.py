@@ -61,6 +61,7 @@ def untrained(tensors: dict[str, Tensor]) -> None:
             "1 missing: model.layers.2.self_attn.k_",
         ),
         (lambda t: t.pop("lm_head.weight"), {}, "1 missing: lm_head.weight"),
+        (lambda t: t.pop("model.embed_tokens.weight"), {}, "1 missing: model.embed_tokens.weight"),
         (lambda t: t.update({"model.image_newline": torch.ones(3)}), {}, "1 unexpected: model.image_newline"),
         (lambda t: t.pop(NESTED + "post_layernorm.bias"), {}, f"1 missing: {NESTED}post_layernorm.bias"),
         (nan, {}, r"model.layers.1.mlp.up_proj.weight holds values that are not finite"),
@@ -92,8 +93,9 @@ def test_a_checkpoint_without_tower_asks_for_it(tmp_path: Path) -> None:
 
 
 def test_a_known_tower_needs_no_folder_but_its_shapes(checkpoint: Checkpoint) -> None:
-    with pytest.raises(InvalidCheckpoint, match=r"class_embedding \[32\] instead of \[1024\]"):
+    with pytest.raises(InvalidCheckpoint, match=r"class_embedding \[32\] instead of \[1024\]") as raised:
         run(checkpoint, vision_tower=None)
+    assert "--vision-tower" in raised.value.remedy
 
 
 def test_an_unknown_tower_needs_its_folder(checkpoint: Checkpoint) -> None:

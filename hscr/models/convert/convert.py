@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
-from hscr.errors import Conflict, InvalidCheckpoint
+from hscr.errors import Conflict, InvalidCheckpoint, InvalidInput
 from hscr.models.convert import shards, verify
 from hscr.models.convert.card import card
-from hscr.models.convert.folder import write_beside_weights
+from hscr.models.convert.folder import image_processor, write_beside_weights
 from hscr.models.convert.original import Original
 from hscr.models.convert.text import (
     TEMPLATES,
@@ -73,10 +74,11 @@ def convert(source: Path, out: Path, options: Options, on_progress: Progress) ->
     """Convert the checkpoint in `source` to the new folder `out`.
 
     Peak memory: writing, two shards at most; checking, the model once, in its dtype. A conversion that was
-    cut off goes on with the shards it has. Raises NotFound, InvalidCheckpoint, DependencyMissing, Conflict.
+    cut off goes on with the shards it has.
+    Raises NotFound, InvalidCheckpoint, InvalidInput, DependencyMissing, Conflict.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Conflict(f"{out} is not empty.", remedy="Name a new folder with --out.")
+    target = _replaceable(out)
+    _require_device(options.device)
     original = Original.open(source, options.vision_tower, replace_tower=options.replace_vision_tower)
     tokenizer = converted_tokenizer(source)
     config = original.config(
@@ -84,16 +86,23 @@ def convert(source: Path, out: Path, options: Options, on_progress: Progress) ->
         tokenizer.convert_tokens_to_ids("<image>"),
         tokenizer.pad_token_id,
     )
-    plan = shards.targets(original.tensors, config, original.raw["vocab_size"], _dtype(original, options))
+    plan = shards.targets(original.tensors, config, original.language.vocab_size, _dtype(options))
     template = choose_template(original.raw["model_type"]) if options.template == "auto" else options.template
-    aside = _prepare(out, _identity(original, options))
+    processor = image_processor(original)
+    aside = _prepare(target, _identity(original, options))
     count = shards.write(
         aside, plan, options.max_shard_bytes, lambda done, total: on_progress("write", done, total)
     )
     write_beside_weights(
-        aside, original, config, tokenizer=tokenizer, template=TEMPLATES[template], dtype=plan[0].dtype
+        aside,
+        original,
+        config,
+        tokenizer=tokenizer,
+        processor=processor,
+        template=TEMPLATES[template],
+        dtype=plan[0].dtype,
     )
-    vlm = VLM.load(aside, device=options.device, dtype=_name(plan[0].dtype))
+    vlm = _load(aside, options.device, _name(plan[0].dtype))
     done = Converted(
         path=out,
         digest=vlm.digest,
@@ -109,13 +118,55 @@ def convert(source: Path, out: Path, options: Options, on_progress: Progress) ->
     )
     (aside / "README.md").write_text(card(source.name, done._asdict()), encoding="utf-8")
     (aside / _IDENTITY).unlink()
-    aside.rename(out)
+    _rename(aside, target)
     return done
+
+
+def _replaceable(out: Path) -> Path:
+    """What `out` leads to, and what is replaced by a rename when all is done."""
+    target = out.resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise Conflict(f"{out} is not empty.", remedy="Name a new folder with --out.")
+    if target.is_mount():
+        raise Conflict(
+            f"{out} is a mounted volume, which no folder can replace.",
+            remedy="Name a new folder on it with --out.",
+        )
+    return target
+
+
+def _require_device(device: str) -> None:
+    try:
+        torch.ones(1, device=device).tolist()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise InvalidInput(
+            f"This torch and this machine have no device {device!r}.",
+            remedy="Name another with --device, such as cpu.",
+        ) from error
+
+
+def _load(aside: Path, device: str, dtype: str) -> VLM:
+    try:
+        return VLM.load(aside, device=device, dtype=dtype)
+    except SafetensorError as error:
+        raise InvalidCheckpoint(
+            f"{aside} cannot be loaded: {error}.", remedy="Delete that folder and convert again."
+        ) from error
+
+
+def _rename(aside: Path, target: Path) -> None:
+    try:
+        aside.rename(target)
+    except OSError as error:
+        raise Conflict(
+            f"{target} cannot be replaced: {error.strerror}.",
+            remedy=f"The model is complete in {aside}; move it to where you want it.",
+        ) from error
 
 
 def _rows(original: Original, tokenizer: PreTrainedTokenizerFast, multiple: int) -> int:
     """Of embeddings and head: at least the original's, one for each token, rounded up."""
-    present: int = original.raw["vocab_size"]
+    present: int = original.language.vocab_size
     if (known := len(original_tokenizer(original.folder))) > present:
         raise InvalidCheckpoint(
             f"The tokenizer has {known} tokens, the model {present}.",
@@ -124,8 +175,8 @@ def _rows(original: Original, tokenizer: PreTrainedTokenizerFast, multiple: int)
     return -(-max(present, len(tokenizer)) // multiple) * multiple
 
 
-def _dtype(original: Original, options: Options) -> torch.dtype:
-    return original.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
+def _dtype(options: Options) -> torch.dtype | None:
+    return None if options.dtype == "auto" else getattr(torch, options.dtype)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,11 +1,12 @@
 """What lies beside the weights of a converted model: configurations, tokenizer, processor, licence."""
 
-import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import (
     CLIPImageProcessorPil,
     GenerationConfig,
@@ -15,9 +16,25 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from hscr.errors import InvalidCheckpoint
 from hscr.models.convert.original import Original
+from hscr.models.convert.stated import read_json
 
-_IMAGE_FIELDS = ("image_mean", "image_std", "resample", "rescale_factor")
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
+
+
+_IMAGE_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "image_mean": _is_colour,
+    "image_std": _is_colour,
+    "resample": lambda value: value in tuple(Image.Resampling),
+    "rescale_factor": _is_number,
+}
 
 
 def write_beside_weights(
@@ -26,10 +43,11 @@ def write_beside_weights(
     config: LlavaConfig,
     *,
     tokenizer: PreTrainedTokenizerFast,
+    processor: Any,
     template: str,
     dtype: torch.dtype,
 ) -> None:
-    """Write everything but the weights and the card."""
+    """Write everything but the weights and the card. processor: of images."""
     config.architectures = ["LlavaForConditionalGeneration"]
     config.dtype = dtype
     config.save_pretrained(folder)
@@ -40,7 +58,7 @@ def write_beside_weights(
         pad_token_id=tokenizer.pad_token_id,
     ).save_pretrained(folder)
     LlavaProcessor(
-        image_processor=image_processor(original),
+        image_processor=processor,
         tokenizer=tokenizer,
         patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
@@ -58,7 +76,7 @@ def image_processor(original: Original) -> Any:
     """Resize the short edge, crop the centre, normalise: as the tower's own processor, else as CLIP's.
 
     `image_aspect_ratio: pad` (LLaVA 1.5, LLaVA-Med 1.5) first pads to a square with the mean colour, which is
-    `expand2square` of llava/mm_utils.py, so that nothing is cropped away.
+    `expand2square` of llava/mm_utils.py, so that nothing is cropped away. Raises InvalidCheckpoint.
     """
     size = original.vision.image_size
     stated = _stated(original.tower)
@@ -69,6 +87,14 @@ def image_processor(original: Original) -> Any:
 
 
 def _stated(tower: Path | None) -> dict[str, Any]:
-    file = tower / "preprocessor_config.json" if tower else None
-    stated = json.loads(file.read_text()) if file and file.is_file() else {}
-    return {name: stated[name] for name in _IMAGE_FIELDS if name in stated}
+    if tower is None:
+        return {}
+    file = tower / "preprocessor_config.json"
+    found = {name: value for name, value in read_json(file).items() if name in _IMAGE_FIELDS}
+    for name, value in found.items():
+        if not _IMAGE_FIELDS[name](value):
+            raise InvalidCheckpoint(
+                f"{file} says {name} = {value!r}, which no image can be prepared by.",
+                remedy="Download it again.",
+            )
+    return found

@@ -1,17 +1,18 @@
 """LLaVA's own checkpoint layout (haotian-liu/LLaVA, microsoft/LLaVA-Med v1.5): what it says and where."""
 
 import dataclasses
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, MistralConfig
 
 from hscr.errors import InvalidCheckpoint, NotFound
+from hscr.models.convert.stated import read_json
 from hscr.models.convert.weights import Weights
 
 VISION = "vision_tower.vision_model."
@@ -53,7 +54,31 @@ _SPELLINGS = (
     ("model.", "language_model.model."),
     ("lm_head.", "language_model.lm_head."),
 )
+# transformers checks the types of fields, but not all of their values.
+_UNBUILDABLE = (
+    StrictDataclassError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+)
 _COMPUTED = re.compile(r"\.rotary_emb\.inv_freq$|\.embeddings\.position_ids$")
+
+
+@contextmanager
+def refuse_unbuildable() -> Iterator[None]:
+    """Around what makes a configuration or model of a config.json's values. Raises InvalidCheckpoint."""
+    try:
+        yield
+    except _UNBUILDABLE as error:
+        # The last line says what is wrong; those before it name the check that found it.
+        reason = f"{type(error).__name__}: {error}".splitlines()[-1].strip()
+        raise InvalidCheckpoint(
+            f"No model can be made of what config.json says: {reason}.",
+            remedy="Download it again, and that of the folder of --vision-tower.",
+        ) from error
 
 
 class Located(NamedTuple):
@@ -102,17 +127,14 @@ class Original:
         return cls(folder, raw, _vision_config(raw, tower), tower, tensors, tuple(files))
 
     @property
+    @refuse_unbuildable()
     def language(self) -> Any:
-        """Configuration of the language model alone, as transformers reads it."""
+        """Configuration of the language model alone, as transformers reads it. Raises InvalidCheckpoint."""
         return _language_class(self.raw).from_dict(self.raw)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights as they are stored."""
-        return self.tensors["language_model.model.embed_tokens.weight"].read().dtype
-
+    @refuse_unbuildable()
     def config(self, vocabulary: int, image_token_id: int, pad_token_id: int) -> LlavaConfig:
-        """Of the converted model, whose embeddings have `vocabulary` rows."""
+        """Of the converted model, whose embeddings have `vocabulary` rows. Raises InvalidCheckpoint."""
         kind = _language_class(self.raw)
         known = {field.name for field in dataclasses.fields(kind)} | _LEGACY_ROPE
         text = {name: value for name, value in self.raw.items() if name in known}
@@ -125,16 +147,27 @@ class Original:
             image_token_index=image_token_id,
             image_seq_length=(self.vision.image_size // self.vision.patch_size) ** 2 + whole,
             projector_hidden_act="gelu",
-            vision_feature_layer=self.raw.get("mm_vision_select_layer", -2),
+            vision_feature_layer=self._vision_layer(),
             vision_feature_select_strategy="full" if whole else "default",
         )
+
+    def _vision_layer(self) -> int:
+        """Whose output is shown to the language model; the tower's input counts as the first."""
+        layer = self.raw.get("mm_vision_select_layer", -2)
+        depth = self.vision.num_hidden_layers
+        if layer not in range(-depth - 1, depth + 1):
+            raise InvalidCheckpoint(
+                f"config.json says mm_vision_select_layer = {layer!r}; the vision tower has {depth} layers.",
+                remedy="Name the tower that the checkpoint was trained with by --vision-tower.",
+            )
+        return int(layer)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise NotFound(f"{folder} holds no config.json.", remedy="Give the folder of a LLaVA checkpoint.")
-    raw: dict[str, Any] = json.loads(file.read_text())
+    raw = read_json(file)
     if "text_config" in raw:
         raise InvalidCheckpoint(
             f"{folder} is in the hub's layout already.", remedy="Use it as it is; nothing is to convert."
@@ -151,12 +184,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _language_class(raw: dict[str, Any]) -> type[Any]:
     kind = raw.get("model_type")
-    if kind not in _LANGUAGE:
+    if kind not in tuple(_LANGUAGE):
         raise InvalidCheckpoint(
             f"config.json says model_type = {kind!r}; this converts only {_either(tuple(_LANGUAGE))}.",
             remedy="Give a checkpoint of LLaVA 1.5 or LLaVA-Med 1.5.",
         )
-    return _LANGUAGE[kind]
+    return _LANGUAGE[str(kind)]
 
 
 def _either(allowed: tuple[Any, ...]) -> str:
@@ -189,18 +222,18 @@ def _tower_tensors(weights: Weights) -> dict[str, Located]:
     }
 
 
+@refuse_unbuildable()
 def _vision_config(raw: dict[str, Any], tower: Path | None) -> CLIPVisionConfig:
     name = raw.get("mm_vision_tower")
     if tower is None:
-        if name not in _KNOWN_TOWERS:
+        if name not in tuple(_KNOWN_TOWERS):
             raise NotFound(
                 f"The shape of the vision tower {name!r} is not known.",
                 remedy="Name the folder of that CLIP model with --vision-tower; its configuration is read.",
             )
-        return CLIPVisionConfig(image_size=_KNOWN_TOWERS[name], **_CLIP_LARGE)
-    file = tower / "config.json"
-    kind = json.loads(file.read_text()).get("model_type") if file.is_file() else None
-    if kind not in {"clip", "clip_vision_model"}:
+        return CLIPVisionConfig(image_size=_KNOWN_TOWERS[str(name)], **_CLIP_LARGE)
+    kind = read_json(tower / "config.json").get("model_type")
+    if kind not in ("clip", "clip_vision_model"):
         raise InvalidCheckpoint(
             f"{tower} holds no CLIP model (model_type = {kind!r}).",
             remedy=f"Give --vision-tower the folder of {name} in the hub's layout.",

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+from hscr.durable import sync
 from hscr.errors import InvalidCheckpoint
-from hscr.models.convert.original import VISION, Located, original_name
+from hscr.models.convert.original import VISION, Located, original_name, refuse_unbuildable
 
 Shape = tuple[int, ...]
 Advance = Callable[[int, int], None]
@@ -23,6 +24,11 @@ _HUB = (
     ("model.language_model.", "language_model.model."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("model.vision_tower.", VISION),
+)
+_CONVERTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_REMEDY = (
+    "Give a complete checkpoint, with LoRA merged and not quantised, and name the CLIP model it was trained "
+    "with by --vision-tower."
 )
 _SHOWN = 8
 
@@ -74,15 +80,16 @@ def hub_name(name: str) -> str:
 
 
 def targets(
-    tensors: Mapping[str, Located], config: LlavaConfig, present_rows: int, dtype: torch.dtype
+    tensors: Mapping[str, Located], config: LlavaConfig, present_rows: int, dtype: torch.dtype | None
 ) -> list[Target]:
     """What has to be written, in the model's order.
 
     present_rows: of embeddings and head before they grow to the config's vocabulary.
-    Raises InvalidCheckpoint that lists missing, unexpected and misshapen tensors by name.
+    dtype: None is that of the embeddings as they are stored.
+    Raises InvalidCheckpoint that lists missing, unexpected, misshapen and quantised tensors by name.
     """
     wanted = _wanted_shapes(config)
-    given = {name: tuple(where.read().shape) for name, where in tensors.items()}
+    given, dtypes = _stored(tensors)
     stored = {name: (present_rows, *wanted[name][1:]) for name in _EMBEDDINGS}
     complaints = [
         *_complain("missing", [original_name(name) for name in wanted if name not in given]),
@@ -95,12 +102,21 @@ def targets(
                 if name in given and given[name] != (wanted | stored)[name]
             ],
         ),
+        *_complain(
+            "quantised or no real numbers",
+            [
+                f"{tensors[name].name} {dtypes[name]}"
+                for name in wanted
+                if name in dtypes and dtypes[name] not in _CONVERTED
+            ],
+        ),
     ]
     if complaints:
         raise InvalidCheckpoint(
             f"The weights do not fit config.json. {'. '.join(complaints)}.",
-            remedy="Give a complete checkpoint, with LoRA merged, and the vision tower it was trained with.",
+            remedy=_REMEDY,
         )
+    dtype = dtype or dtypes[_EMBEDDINGS[0]]
     return [
         Target(name, tensors[name], shape[0] if name in _EMBEDDINGS else None, dtype, _bytes(shape, dtype))
         for name, shape in wanted.items()
@@ -110,8 +126,9 @@ def targets(
 def write(folder: Path, plan: list[Target], limit: int, advance: Advance) -> int:
     """Write shards of at most `limit` bytes (one larger tensor is a shard of its own) and their index.
 
-    A shard that is there is complete, for it was renamed into place; it is not written again. Returns the
-    number of shards. Peak memory beside the mapped source: two shards at most, where the dtype changes.
+    A shard that is there is complete, for it was on the disk before it was renamed into place; it is not
+    written again. Returns the number of shards. Peak memory beside the mapped source: two shards at most,
+    where the dtype changes.
     """
     shards = list(_split(plan, limit))
     total = sum(target.size for target in plan)
@@ -122,7 +139,9 @@ def write(folder: Path, plan: list[Target], limit: int, advance: Advance) -> int
         if not (folder / file).exists():
             aside = folder / f"{file}.writing"
             save_file({target.name: target.make() for target in shard}, aside, metadata={"format": "pt"})
+            sync(aside)
             aside.rename(folder / file)
+            sync(folder)
         where |= dict.fromkeys((target.name for target in shard), file)
         done += sum(target.size for target in shard)
         advance(done, total)
@@ -146,6 +165,15 @@ def _shard_name(number: int, count: int) -> str:
     return "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
 
 
+def _stored(tensors: Mapping[str, Located]) -> tuple[dict[str, Shape], dict[str, torch.dtype]]:
+    shapes, dtypes = {}, {}
+    for name, where in tensors.items():
+        tensor = where.read()
+        shapes[name], dtypes[name] = tuple(tensor.shape), tensor.dtype
+    return shapes, dtypes
+
+
+@refuse_unbuildable()
 def _wanted_shapes(config: LlavaConfig) -> dict[str, Shape]:
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)

@@ -4,7 +4,6 @@ Templates: `conv_mistral_instruct` of microsoft/LLaVA-Med and `conv_vicuna_v1` o
 llava/conversation.py; the image stands first in the first question, as in their model_vqa.py.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from transformers.convert_slow_tokenizer import import_protobuf
 from transformers.tokenization_utils_base import generate_merges
 
 from hscr.errors import DependencyMissing, InvalidCheckpoint, NotFound
+from hscr.models.convert.stated import read_json
 
 IMAGE = "<image>"
 PAD = "<pad>"
@@ -105,19 +105,26 @@ def _wrap(backend: Tokenizer, special: dict[str, str], **more: Any) -> PreTraine
 
 def _special(folder: Path) -> dict[str, str]:
     """The role names (bos_token …) of special tokens, from the two files that may state them."""
-    stated: dict[str, Any] = {}
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        file = folder / name
-        stated |= json.loads(file.read_text()) if file.is_file() else {}
+    stated = read_json(folder / "tokenizer_config.json") | read_json(folder / "special_tokens_map.json")
     roles = ("bos_token", "eos_token", "unk_token", "pad_token")
     found = {role: stated[role] for role in roles if stated.get(role)}
-    special = {role: token["content"] if isinstance(token, dict) else token for role, token in found.items()}
+    special = {role: _content(folder, token) for role, token in found.items()}
     return {"bos_token": "<s>", "eos_token": "</s>"} | special
+
+
+def _content(folder: Path, token: Any) -> str:
+    content = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(content, str):
+        raise InvalidCheckpoint(
+            f"{folder} names {token!r} as a special token.",
+            remedy="Download tokenizer_config.json and special_tokens_map.json again.",
+        )
+    return content
 
 
 def _backend(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").is_file():
-        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return _saved(folder / "tokenizer.json")
     if (folder / "tokenizer.model").is_file():
         backend = _sentencepiece(folder / "tokenizer.model")
         _add(backend, _added(folder))
@@ -126,6 +133,15 @@ def _backend(folder: Path) -> Tokenizer:
         f"{folder} holds no tokenizer.",
         remedy="Download tokenizer.model or tokenizer.json beside the weights.",
     )
+
+
+def _saved(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises no narrower one
+        raise InvalidCheckpoint(
+            f"{file} cannot be read as a tokenizer: {error}.", remedy="Download it again."
+        ) from error
 
 
 def _sentencepiece(file: Path) -> Tokenizer:
@@ -161,18 +177,27 @@ def _sentencepiece(file: Path) -> Tokenizer:
 def _read_sentencepiece(file: Path) -> Any:
     try:
         model = import_protobuf().ModelProto()
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # noqa: PLC0415
     except ImportError as error:
         raise DependencyMissing(
             "tokenizer.model cannot be read without protobuf.", remedy="pip install protobuf"
         ) from error
-    model.ParseFromString(file.read_bytes())
+    try:
+        model.ParseFromString(file.read_bytes())
+    except DecodeError as error:
+        raise InvalidCheckpoint(
+            f"{file} cannot be read as a SentencePiece model.", remedy="Download it again."
+        ) from error
     return model
 
 
 def _added(folder: Path) -> dict[str, int]:
     """Tokens that training code put behind the SentencePiece vocabulary."""
     file = folder / "added_tokens.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    added = read_json(file)
+    if not all(isinstance(number, int) for number in added.values()):
+        raise InvalidCheckpoint(f"{file} gives ids that are no numbers.", remedy="Download it again.")
+    return added
 
 
 def _add(backend: Tokenizer, tokens: dict[str, int] | Iterable[tuple[str, int]]) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from hscr.errors import InvalidCheckpoint
+from hscr.errors import InvalidCheckpoint, InvalidQuestion
 from hscr.models.convert.original import VISION, Original
 from hscr.models.convert.shards import Advance, Target, hub_name
 from hscr.models.convert.text import original_prompt_ids, original_tokenizer
@@ -85,12 +85,22 @@ def same_prompts(vlm: VLM, original: Original) -> int:
     tokenizer = original_tokenizer(original.folder)
     for question in _QUESTIONS:
         text = vlm.prompt(question).removeprefix(tokenizer.bos_token)
-        if vlm.prompt_ids(question) != original_prompt_ids(tokenizer, text, vlm.image_token_id):
+        if _ids(vlm, question) != original_prompt_ids(tokenizer, text, vlm.image_token_id):
             raise InvalidCheckpoint(
                 f"The prompt of {question!r} becomes other ids than the original code makes of it.",
                 remedy="Give the tokenizer's original files (tokenizer.model, or tokenizer.json).",
             )
     return len(_QUESTIONS)
+
+
+def _ids(vlm: VLM, question: str) -> list[int]:
+    try:
+        return vlm.prompt_ids(question)
+    except InvalidQuestion as error:
+        raise InvalidCheckpoint(
+            f"The model is too short for one image and a question. {error.detail}",
+            remedy="Correct max_position_embeddings or sliding_window in the checkpoint's config.json.",
+        ) from error
 
 
 @torch.no_grad()
@@ -143,6 +153,8 @@ def _prompt(vlm: VLM) -> Tensor:
 def _plain(vlm: VLM, original: Original) -> Any:
     config = original.language
     config.vocab_size = vlm.model.lm_head.out_features
+    # The original's id may lie beyond its vocabulary, and no logit depends on it.
+    config.pad_token_id = None
     config._attn_implementation = "sdpa"
     kind = MistralForCausalLM if isinstance(config, MistralConfig) else LlamaForCausalLM
     with torch.device("meta"):
