@@ -14,6 +14,7 @@ from hscr.cli.common import complaints
 from hscr.cli.convert import convert
 from hscr.cli.demo import demo
 from hscr.cli.doctor import doctor
+from hscr.cli.examples import keep_examples
 from hscr.cli.jobs import jobs
 from hscr.cli.keeping import store, studies
 from hscr.cli.learn import evaluate, export, finetune, generate
@@ -71,6 +72,9 @@ def _hscr(
         hscr status                                  what serves, what the gate said
         hscr promote VERSION --reason "..."
     """
+
+
+keep_examples(app)
 
 
 def main() -> None:

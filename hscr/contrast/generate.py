@@ -44,9 +44,9 @@ def generate(
     """One record, or the reason for none, per source and in the sources' order.
 
     `adapter` names the loaded adapter that both branches answer with; None is the base model. The same
-    source, configuration, model and adapter give the same record, with the same id, in any batch. No more
-    than a batch of sources is held at a time, and in mode `decoded` those that have a slot and their batches'
-    others. `embedder` takes the place of the configuration's.
+    source, configuration, model and adapter give the same id and answers in any batch; scores differ with
+    the batch by fp32 rounding. No more than a batch of sources is held at a time, and in mode `decoded` those
+    that have a slot and their batches' others. `embedder` takes the place of the configuration's.
     `on_progress(done, kept)` follows each batch, before which `should_stop` may raise JobCancelled.
     `compiled` runs the steps of mode `decoded` as `hscr.contrast.decode` says, and the records' numeric mode
     names it. Raises DependencyMissing or InvalidConfig when the configuration's embedder cannot be loaded,
@@ -127,6 +127,12 @@ class _Maker:
             prompt, ids = self.vlm.prompt_ids(source.question), self.vlm.completion_ids(source.chosen)
         except InvalidInput as error:
             return Skipped(source.id, error.detail)
+        length = len(prompt) - 1 + self.vlm.image_token_count + len(ids)  # the image has one id in a prompt
+        if length > self.vlm.context:
+            return Skipped(
+                source.id,
+                f"Prompt, image and answer have {length} tokens; the model reads {self.vlm.context} at most.",
+            )
         return Item(source.id, image, visual, prompt, ids)
 
     def _outcome(self, source: PreferenceSource, found: Sequence[Agreed]) -> PreferenceRecord | Skipped:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from hscr.config import FinetuneConfig
-from hscr.errors import InvalidConfig, InvalidInput, InvalidRecord
+from hscr.errors import ConsentMissing, InvalidConfig, InvalidInput, InvalidRecord
 from hscr.models.vlm import VLM
 from hscr.records import PreferenceRecord
 
@@ -35,8 +35,8 @@ class Example:
 def prepare(vlm: VLM, pairs: Sequence[Pair], config: FinetuneConfig) -> list[Example]:
     """The examples in the order of their records' ids.
 
-    Raises InvalidRecord that names the record, also when it is longer than the model can read: an image cut
-    short would train the model to answer without seeing.
+    Raises ConsentMissing, and InvalidRecord that names the record, also when it is longer than the model can
+    read: an image cut short would train the model to answer without seeing.
     """
     if not pairs:
         raise InvalidRecord("There is nothing to train on.", remedy="Collect consented preferences first.")
@@ -140,6 +140,11 @@ def _example(vlm: VLM, record: PreferenceRecord, config: FinetuneConfig, limit: 
         prompt = _with_image(vlm, vlm.prompt_ids(record.question))
     except InvalidInput as error:
         raise InvalidRecord(f"{record.id}: {error.detail}", remedy="Correct or delete the record.") from error
+    if not record.consent:
+        raise ConsentMissing(
+            f"{record.id} is not to be trained on: its row says `consent: false`.",
+            remedy="Leave the record out.",
+        )
     length = len(prompt) + max(map(len, completions))
     if length > limit:
         raise InvalidRecord(

@@ -134,7 +134,7 @@ def _named(row: Row, prepared: Prepared) -> PreferenceSource:
         study=row.study or f"local-{digest[:16]}",
         question=row.question,
         chosen=row.answer,
-        consent=True,
+        consent=row.metadata.get("consent") is not False,
     )
 
 

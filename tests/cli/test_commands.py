@@ -1,5 +1,6 @@
 """The command without a stack: help, keys, db, problems."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.models import CommandInfo
 from typer.testing import CliRunner
 
 from hscr import __version__
@@ -23,10 +25,27 @@ COMMANDS = (
 )
 
 
+def examples(group: typer.Typer, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """Of each command: its path and the indented lines of its docstring."""
+    taught = {(*path, name_of(command)): command.callback for command in group.registered_commands}
+    if group.registered_callback is not None:
+        taught[path] = group.registered_callback.callback
+    for name, callback in taught.items():
+        lines = (inspect.getdoc(callback) or "").splitlines()
+        yield name, [line.strip() for line in lines if line.startswith("    ")]
+    for child in group.registered_groups:
+        assert child.typer_instance is not None
+        yield from examples(child.typer_instance, (*path, str(child.name)))
+
+
+def name_of(command: CommandInfo) -> str:
+    assert command.callback is not None
+    return command.name or command.callback.__name__
+
+
 def leaves(group: typer.Typer, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for command in group.registered_commands:
-        assert command.callback is not None
-        yield (*path, command.name or command.callback.__name__)
+        yield (*path, name_of(command))
     for child in group.registered_groups:
         assert child.typer_instance is not None
         yield from leaves(child.typer_instance, (*path, str(child.name)))
@@ -44,6 +63,13 @@ def test_help_teaches(path: tuple[str, ...]) -> None:
     if path not in {("keys", "list"), ("keys", "revoke"), ("db", "check")}:
         assert "Example" in shown.output
         assert f"hscr {' '.join(path)}" in shown.output
+
+
+@pytest.mark.parametrize(("path", "lines"), [(p, x) for p, x in examples(app) if x], ids=" ".join)
+def test_help_shows_examples_line_by_line(path: tuple[str, ...], lines: list[str]) -> None:
+    shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"})
+    found = [line.strip() for line in shown.output.splitlines()]
+    assert [line for line in found if line in lines] == lines
 
 
 def test_the_version_is_the_packages() -> None:

@@ -26,12 +26,6 @@ def test_what_was_proved_is_shown(tmp_path: Path) -> None:
     assert "write" in shown.stderr
 
 
-def test_help_gives_each_example_a_line() -> None:
-    shown = CliRunner().invoke(app, ["convert", "--help"]).stdout
-    lines = [line.strip() for line in shown.splitlines()]
-    assert "hscr convert llava-med-v1.5-mistral-7b --out llava-med-hf" in lines
-
-
 @pytest.mark.parametrize("size", ["much", "0GB"])
 def test_a_refusal_says_what_to_do(tmp_path: Path, size: str) -> None:
     refused = hscr("convert", str(tmp_path), "--out", str(tmp_path / "out"), "--max-shard-size", size)

@@ -319,6 +319,7 @@ def test_the_random_control_is_named_and_differs(vlm: VLM, made: list[Preference
         ({"question": "</s>"}, "control tokens"),
         ({"chosen": "..."}, "No word"),
         ({"chosen": "yes <image>"}, "control tokens"),
+        ({"chosen": "yes " * 3000}, "the model reads"),
     ],
 )
 def test_nothing_is_dropped_in_silence(vlm: VLM, change: dict[str, str], reason: str) -> None:

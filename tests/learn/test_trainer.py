@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hscr.errors import InvalidConfig, InvalidRecord, JobCancelled
+from hscr.errors import ConsentMissing, InvalidConfig, InvalidRecord, JobCancelled
 from hscr.learn.trainer import Metrics, finetune
 from hscr.models.vlm import VLM
 from hscr.records import PreferenceRecord, Response
@@ -155,6 +155,12 @@ def test_records_of_one_id_are_refused(vlm: VLM, tmp_path: Path) -> None:
     """The reference of one would have been that of the other."""
     pairs = [*records(), (record(1).but(id="pref_0"), picture(0))]
     with pytest.raises(InvalidRecord, match="pref_0 is there more than once"):
+        run(vlm, CONFIG, tmp_path / "out", pairs=pairs)
+
+
+def test_records_without_consent_are_refused(vlm: VLM, tmp_path: Path) -> None:
+    pairs = [*records(), (record(1).but(id="pref_x", consent=False), picture(0))]
+    with pytest.raises(ConsentMissing, match="pref_x is not to be trained on"):
         run(vlm, CONFIG, tmp_path / "out", pairs=pairs)
 
 

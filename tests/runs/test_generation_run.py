@@ -292,6 +292,18 @@ def test_records_of_another_schema_are_refused(finished: Path, tmp_path: Path) -
         list(read_part(tmp_path / "other.parquet"))
 
 
+def test_a_row_may_withhold_its_consent(model: Path, rows: Path, tmp_path: Path) -> None:
+    given = [json.loads(line) for line in rows.read_text().splitlines()]
+    kept_back = given[0]["id"]
+    given[0]["consent"] = False
+    rows.write_text("".join(f"{json.dumps(row)}\n" for row in given))
+    run(model, rows, tmp_path / "out")
+    consent = {stored.record.source: stored.record.consent for stored in read_records(tmp_path / "out")}
+    assert consent.pop(kept_back) is False
+    assert consent
+    assert all(consent.values())
+
+
 def test_an_adapter_is_named_by_its_digest(model: Path, rows: Path, tmp_path: Path) -> None:
     vlm = VLM.load(model)
     with vlm.with_lora(FinetuneConfig(rank=2)):
