@@ -115,7 +115,8 @@ def finetune(
     from hscr.learn.trainer import checkpoints_beside
 
     leads = os.environ.get("RANK", "0") == "0"  # of the processes of `accelerate launch`, one speaks
-    if leads and options["resume"] and not any(checkpoints_beside(out).glob("checkpoint-*")):
+    ended, kept = (out / "adapter_config.json").is_file(), checkpoints_beside(out).glob("checkpoint-*")
+    if leads and options["resume"] and not ended and not any(kept):
         complaints.print("There is no checkpoint to go on from: training begins anew.")
     with Progress(console=complaints, disable=not leads) as bars:
         task = bars.add_task("finetune", total=None)
