@@ -9,6 +9,9 @@ from typing import Any
 from hscr.rows.row import Row, Unusable, Why, parse_row
 from hscr.rows.source import RowSource
 
+NO_JSON = (ValueError, RecursionError)
+"""what `json` raises: the second for brackets nested a thousand deep"""
+
 
 def open_jsonl(path: Path, images: Path) -> RowSource:
     """Blank lines are no rows; a line that is no JSON object is an unusable one, named by its number."""
@@ -37,7 +40,18 @@ def parse_line(line: bytes, place: str, images: Path) -> Row | Unusable:
 def parse_object(text: bytes) -> dict[str, Any] | None:
     """A JSON object in UTF-8, or None where the bytes are something else."""
     try:
-        values = json.loads(text)
-    except ValueError:
+        return as_object(json.loads(text))
+    except NO_JSON:
         return None
-    return values if isinstance(values, dict) else None
+
+
+def as_object(value: object) -> dict[str, Any] | None:
+    """`value` where it is a JSON object and UTF-8 can hold it, else None."""
+    if not isinstance(value, dict):
+        return None
+    try:
+        # JSON's escapes can name half of a character, which no file, digest or tokenizer takes.
+        json.dumps(value, ensure_ascii=False).encode()
+    except NO_JSON:
+        return None
+    return value

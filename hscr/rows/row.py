@@ -1,10 +1,11 @@
 """One input row, whatever file it came from, or why it cannot be used."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 _KNOWN = {"id", "image", "images", "file_name", "question", "answer", "study"}
 
@@ -52,22 +53,24 @@ def parse_row(values: Mapping[str, Any], place: str, images: Path) -> Row | Unus
     """Read the keys of one row.
 
     `image` (or `file_name`, or `images` with one element) is a path below `images`, the file's bytes, or
-    `{"bytes", "path"}` as Hugging Face stores an image. Numbers are taken as their text. `id` and `study`
-    are optional; further scalar keys become `metadata`.
+    `{"bytes", "path"}` as Hugging Face stores an image. Numbers are taken as their text, a NaN as a
+    missing value. `id` and `study` are optional; further scalar keys become `metadata`.
     """
-    identity = _text(values.get("id")) or None
+    identity = text(values.get("id")) or None
     found = _images(values)
-    question, answer = _text(values.get("question")), _text(values.get("answer"))
+    question, answer = text(values.get("question")), text(values.get("answer"))
     if len(found) > 1:
         return Unusable(place, identity, Why.SEVERAL_IMAGES, f"The row has {len(found)} images, not one.")
     if not found:
-        return Unusable(place, identity, Why.TEXT_ONLY, "The row has no image.")
+        return Unusable(place, identity, Why.TEXT_ONLY, "The row has no image: no path, no file's bytes.")
+    if isinstance(found[0], str) and "\0" in found[0]:
+        return Unusable(place, identity, Why.MISSING_IMAGE, "No path can hold a NUL character.")
     if not question:
         return Unusable(place, identity, Why.EMPTY_QUESTION, "The question is missing, empty or no text.")
     if not answer:
         return Unusable(place, identity, Why.EMPTY_ANSWER, "The answer is missing, empty or no text.")
     image = found[0] if isinstance(found[0], bytes) else images / found[0]
-    study = _text(values.get("study")) or None
+    study = text(values.get("study")) or None
     return Row(place, image, question, answer, identity, study, _metadata(values))
 
 
@@ -84,15 +87,23 @@ def _image(value: object) -> str | bytes | None:
     return value if isinstance(value, str | bytes) else None
 
 
-def _text(value: object) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    return value.strip() if isinstance(value, str) else ""
+def text(value: object) -> str:
+    """A text, stripped, or a number as text; empty where the value is neither."""
+    if isinstance(value, str):
+        return value.strip()
+    return str(value) if _is_number(value) else ""
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    # pandas writes NaN for a missing value, and JSON knows neither NaN nor infinity.
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _metadata(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in values.items()
-        if key not in _KNOWN and isinstance(value, str | int | float | bool)
+        if key not in _KNOWN and (isinstance(value, str | bool) or _is_number(value))
     }

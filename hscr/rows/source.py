@@ -25,18 +25,22 @@ def open_rows(given: str, images: Path | None = None) -> RowSource:
     """Find out what `given` is: `vqa-rad:PATH`, a folder, a `.parquet` file, or a JSONL file.
 
     `images` is the folder that image paths start from; by default where the rows are. Reads the rows' files
-    once, to count and digest them. Raises InvalidInput that says what is wrong with the path.
+    once, to count and digest them. Raises InvalidInput that says what is wrong with the path, or
+    that it holds no rows.
     """
     vqa_rad = given.startswith(VQA_RAD)
     path = Path(given.removeprefix(VQA_RAD))
     if not path.exists():
         raise InvalidInput(f"{path} does not exist.", remedy="Give the path of the rows by --input.")
     try:
-        return _open(path, images, vqa_rad=vqa_rad)
+        source = _open(path, images, vqa_rad=vqa_rad)
     except OSError as error:
         raise InvalidInput(
             f"{path} cannot be read: {error.strerror or error}.", remedy="Check the path and its rights."
         ) from error
+    if not source.count:
+        raise InvalidInput(f"{path} holds no rows.", remedy="Name the file of the rows itself.")
+    return source
 
 
 def _open(path: Path, images: Path | None, *, vqa_rad: bool) -> RowSource:
@@ -47,6 +51,11 @@ def _open(path: Path, images: Path | None, *, vqa_rad: bool) -> RowSource:
         return osf.open_vqa_rad(path, images)
     if path.is_dir():
         return folder.open_folder(path, images)
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return parquet.open_parquet([path], images or path.parent)
-    return jsonl.open_jsonl(path, images or path.parent)
+    if path.suffix.lower() == ".jsonl":
+        return jsonl.open_jsonl(path, images or path.parent)
+    raise InvalidInput(
+        f"{path} is neither a folder nor a .jsonl or .parquet file.",
+        remedy=f"Convert it to one of these, or give {VQA_RAD}PATH for VQA-RAD.",
+    )

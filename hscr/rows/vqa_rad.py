@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hscr.errors import InvalidInput
-from hscr.rows.jsonl import parse_object
-from hscr.rows.row import Row, Unusable, Why, parse_row
+from hscr.rows.jsonl import NO_JSON, as_object, parse_object
+from hscr.rows.row import Row, Unusable, Why, parse_row, text
 from hscr.rows.source import RowSource
 
 PUBLIC = "VQA_RAD Dataset Public.json"
@@ -27,10 +27,8 @@ def open_vqa_rad(path: Path, images: Path | None) -> RowSource:
     trained on. Raises InvalidInput.
     """
     file = _file(path)
-    text = file.read_bytes()
-    return RowSource(
-        hashlib.sha256(text).hexdigest(), len(_entries(file)), lambda: _read(file, images or file.parent)
-    )
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return RowSource(digest, len(_entries(file)), lambda: _read(file, images or file.parent))
 
 
 def _file(path: Path) -> Path:
@@ -51,11 +49,11 @@ def _entries(file: Path) -> list[dict[str, Any] | None]:
         return [parse_object(line) for line in file.read_bytes().splitlines() if line.strip()]
     try:
         entries = json.loads(file.read_bytes())
-    except ValueError as error:
+    except NO_JSON as error:
         raise InvalidInput(f"{file} is no JSON.", remedy="Download the release again.") from error
     if not isinstance(entries, list):
         raise InvalidInput(f"{file} holds no list of questions.", remedy=f"Give the release's {PUBLIC}.")
-    return [entry if isinstance(entry, dict) else None for entry in entries]
+    return [as_object(entry) for entry in entries]
 
 
 def _read(file: Path, images: Path) -> Iterator[Row | Unusable]:
@@ -66,8 +64,8 @@ def _read(file: Path, images: Path) -> Iterator[Row | Unusable]:
 def _row(entry: dict[str, Any] | None, place: str, images: Path) -> Row | Unusable:
     if entry is None:
         return Unusable(place, None, Why.MALFORMED, "The row is no JSON object in UTF-8.")
-    identity = entry.get("id") or f"rad-{entry.get('qid', place)}"
-    if str(entry.get("phrase_type", "")).startswith("test"):
+    identity = text(entry.get("id")) or f"rad-{text(entry.get('qid')) or place}"
+    if text(entry.get("phrase_type")).startswith("test"):
         return Unusable(place, identity, Why.TEST_SPLIT, "The question belongs to the public test split.")
     values = {
         "id": identity,
@@ -75,14 +73,14 @@ def _row(entry: dict[str, Any] | None, place: str, images: Path) -> Row | Unusab
         "question": entry.get("question"),
         "answer": entry.get("answer"),
         "study": _case(entry.get("image_case_url")),
-        **{key: str(entry[key]).strip() for key in _METADATA if key in entry},
+        **{key: said for key in _METADATA if (said := text(entry.get(key)))},
     }
     return parse_row(values, place, images)
 
 
-def _image(name: str | None, images: Path) -> str | None:
+def _image(name: object, images: Path) -> str | None:
     """Relative to `images`, which holds the release's image folder or is that folder."""
-    if not name:
+    if not isinstance(name, str) or not name:
         return None
     inside = (folder for folder in FOLDERS if (images / folder).is_dir())
     return str(Path(next(inside, "")) / name)
