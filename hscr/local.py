@@ -10,6 +10,7 @@ from hscr.config import EvaluateConfig, FinetuneConfig
 from hscr.errors import Conflict
 from hscr.evaluate.gate import Judgement, Measured, judge
 from hscr.evaluate.metrics import DEPENDENCE, score, summarise
+from hscr.evaluate.run import require_askable, require_readable
 from hscr.evaluate.suites import Suite, load_suite
 from hscr.imaging.decode import prepare
 from hscr.imaging.guard import Limits
@@ -115,10 +116,14 @@ def evaluate_adapter(
 ) -> Compared:
     """Judge an adapter against its base model by the gate's rules, answering with transformers directly.
 
-    The stack judges through the engine that serves; this needs none.
+    The stack judges through the engine that serves; this needs none. Raises what `load_suite` does,
+    InvalidInput for a suite that asks nothing or twice under one id, InvalidQuestion for a question that the
+    model cannot be asked, all before anything is answered, and NotFound.
     """
     suite = load_suite(config)
+    require_askable(suite)
     vlm = load(model, device, dtype)
+    require_readable(suite, vlm)
     measured: dict[str, Measured] = {}
     with attached(vlm, adapter, CANDIDATE) as name:
         for number, (label, version) in enumerate({BASE: None, CANDIDATE: name}.items()):

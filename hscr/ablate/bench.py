@@ -22,6 +22,7 @@ from hscr.ablate.suites import EXTERNAL, Arm
 from hscr.answers import answer
 from hscr.config import EvaluateConfig, FinetuneConfig, GenerateConfig
 from hscr.contrast.generate import Skipped, generate
+from hscr.errors import InvalidRecord
 from hscr.evaluate.suites import Suite, load_suite
 from hscr.learn.trainer import FinetuneResult, finetune
 from hscr.models.vlm import VLM
@@ -101,6 +102,11 @@ class Bench:
         started, config = time.monotonic(), self.setting.arm(arm, seed)
         sources = self._sources(seed)
         made = self._made(arm, config.generate, seed, sources, _part(on_progress, 0, _GENERATED))
+        if not made.records:
+            raise InvalidRecord(
+                " ".join([f"Arm {arm.name}, seed {seed}: no question gave a record.", *made.skipped]),
+                remedy="Raise --records; a model that was not trained on phantoms may need other settings.",
+            )
         with tempfile.TemporaryDirectory() as aside:
             adapter = Path(aside) / "adapter"
             then = _part(on_progress, _GENERATED, _TRAINED)

@@ -51,6 +51,8 @@ def ablate(
 
     Raises InvalidConfig, InvalidRecord, NotFound, Conflict.
     """
+    for name in suites:
+        SUITES[name].require_defaults(setting.loop)
     tasks = [Task(arm, seed) for seed in range(seeds) for name in suites for arm in SUITES[name].arms]
     distinct = list({task.key: task for task in tasks}.values())
     bench = Bench(VLM.load(model), setting, out)

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import reduce
 from typing import Any, Literal
 
 from hscr.config import LoopConfig
+from hscr.errors import InvalidConfig
 from hscr.recipes import merged
 
 
@@ -48,6 +50,23 @@ class AblationSuite:
     table: str
     """of the paper"""
     arms: tuple[Arm, ...]
+
+    def require_defaults(self, shared: LoopConfig) -> None:
+        """The arm `hscr` is the shared configuration, and its label says what HSCR does in this table.
+
+        Raises InvalidConfig where the shared configuration says otherwise in a key that the arms vary.
+        """
+        for key in sorted({key for arm in self.arms for key in arm.changes}):
+            given, default = _value(shared, key), _value(LoopConfig(), key)
+            if given != default:
+                raise InvalidConfig(
+                    f"{key}: the configuration says {given}, where HSCR has {default}.",
+                    remedy=f"Leave it out: the suite {self.name} varies it.",
+                )
+
+
+def _value(config: LoopConfig, key: str) -> Any:
+    return reduce(getattr, key.split("."), config)
 
 
 BASE = Arm("base", "base model", trained=False)

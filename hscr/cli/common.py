@@ -72,8 +72,13 @@ def read_bytes(path: Path) -> bytes:
 
 
 def empty_folder(path: Path) -> None:
-    """Make it. Raises Conflict when it holds something."""
-    path.mkdir(parents=True, exist_ok=True)
+    """Make it. Raises Conflict when it holds something, or cannot be made: a file is in its place, say."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Conflict(
+            f"The folder {path} cannot be made: {error.strerror}.", remedy="Name a new folder with --out."
+        ) from error
     if any(path.iterdir()):
         raise Conflict(f"{path} is not empty.", remedy="Name a new folder with --out.")
 

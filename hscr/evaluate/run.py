@@ -1,12 +1,14 @@
 """Asking a whole suite: a bounded number of questions in flight, all answered or none counted."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
-from hscr.errors import InvalidInput, JobCancelled
+from hscr.errors import InvalidInput, InvalidQuestion, JobCancelled
 from hscr.evaluate.metrics import score
 from hscr.evaluate.outcome import Outcome
 from hscr.evaluate.suites import Suite, SuiteItem
+from hscr.models.chat import Chat
 
 Answer = Callable[[SuiteItem], Awaitable[str]]
 """Answers one item with text; whatever it raises ends the run."""
@@ -34,7 +36,7 @@ async def run(
         InvalidInput: the suite asks nothing, or twice under one id.
         Exception: the first one that `answer` raised; the others in flight are cancelled.
     """
-    _require_askable(suite)
+    require_askable(suite)
     waiting = iter(enumerate(suite.items))
     outcomes: dict[int, Outcome] = {}
 
@@ -47,13 +49,26 @@ async def run(
     return [outcomes[position] for position in range(len(suite.items))]
 
 
-def _require_askable(suite: Suite) -> None:
+def require_askable(suite: Suite) -> None:
+    """Raises InvalidInput when the suite asks nothing, or twice under one id."""
     if not suite.items:
-        raise InvalidInput(f"The suite {suite.name} has no questions.", remedy="Ask for at least one image.")
-    if len({item.id for item in suite.items}) < len(suite.items):
+        raise InvalidInput(f"The suite {suite.name} has no questions.", remedy="Give its file some rows.")
+    ((item_id, count),) = Counter(item.id for item in suite.items).most_common(1)
+    if count > 1:
         raise InvalidInput(
-            f"The suite {suite.name} has an id twice.", remedy="Give every question its own id."
+            f"The suite {suite.name} has the id {item_id} twice.", remedy="Give every question its own id."
         )
+
+
+def require_readable(suite: Suite, chat: Chat) -> None:
+    """Raises InvalidQuestion that names the question which the model cannot be asked."""
+    for item in suite.items:
+        try:
+            chat.prompt_ids(item.question)
+        except InvalidQuestion as error:
+            raise InvalidQuestion(
+                f"Question {item.id} of the suite {suite.name}: {error.detail}", remedy=error.remedy
+            ) from error
 
 
 def _until(

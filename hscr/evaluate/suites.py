@@ -1,14 +1,14 @@
 """What a version is asked: phantoms whose truth is known, or the rows of a JSONL file."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from hscr.config import EvaluateConfig
-from hscr.errors import InvalidConfig, InvalidRecord
+from hscr.errors import InvalidConfig, InvalidInput, InvalidRecord
 from hscr.evaluate.llavamed import normalise
 from hscr.imaging.decode import Prepared, prepare
 from hscr.imaging.guard import Limits
@@ -84,7 +84,7 @@ def jsonl_suite(path: Path) -> Suite:
 
     Questions are clustered by `image_case_url` (the patient's case) where given, else by image. A closed
     row's truth class is its normalised answer; open rows form one class. Raises InvalidConfig for an
-    unreadable file, InvalidRecord for a row (with its line number), InvalidImage for an image.
+    unreadable file, InvalidRecord for a row and InvalidImage for an image, both with the line number.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -92,12 +92,24 @@ def jsonl_suite(path: Path) -> Suite:
         raise InvalidConfig(
             f"The suite {path} cannot be read.", remedy="Give `phantom` or a JSONL file's path."
         ) from error
-    read_image = lru_cache(maxsize=None)(lambda name: _image(path, name))
-    rows = (_row(line, number) for number, line in enumerate(lines, start=1) if line.strip())
-    return Suite(path.stem, tuple(_row_item(row, read_image(row["image"])) for row in rows))
+    return Suite(path.stem, tuple(_row_items(lines, path.parent.resolve())))
 
 
-_COLUMNS = ("id", "image", "question", "answer", "answer_type")
+def _row_items(lines: Iterable[str], folder: Path) -> Iterator[SuiteItem]:
+    read_image = lru_cache(maxsize=None)(lambda name: _image(folder, name))
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = _row(line, number)
+        try:
+            prepared = read_image(row["image"])
+        except InvalidInput as error:
+            detail = f"Line {number} of the suite, image {row['image']}: {error.detail}"
+            raise type(error)(detail, remedy=error.remedy) from error
+        yield _row_item(row, prepared)
+
+
+_COLUMNS = {"id": str | int, "image": str, "question": str, "answer": str | int | float, "answer_type": str}
 
 
 def _row(line: str, number: int) -> dict[str, Any]:
@@ -110,6 +122,9 @@ def _row(line: str, number: int) -> dict[str, Any]:
     missing = [column for column in _COLUMNS if not str(row.get(column, "")).strip()]
     if missing:
         raise _bad_row(number, f"{', '.join(missing)} missing")
+    wrong = [column for column, kind in _COLUMNS.items() if not isinstance(row[column], kind)]
+    if wrong:
+        raise _bad_row(number, f"{', '.join(wrong)} of a wrong type")
     if row["answer_type"] not in {"OPEN", "CLOSED"}:
         raise _bad_row(number, "answer_type is neither OPEN nor CLOSED")
     return row
@@ -118,16 +133,15 @@ def _row(line: str, number: int) -> dict[str, Any]:
 def _bad_row(number: int, why: str) -> InvalidRecord:
     return InvalidRecord(
         f"Line {number} of the suite cannot be used: {why}.",
-        remedy=f"Each line is a JSON object with {', '.join(_COLUMNS)}.",
+        remedy=f"Each line is a JSON object with the texts {', '.join(_COLUMNS)}.",
     )
 
 
-def _image(suite: Path, name: str) -> Prepared:
-    folder = suite.parent.resolve()
+def _image(folder: Path, name: str) -> Prepared:
     path = (folder / name).resolve()
     if not path.is_relative_to(folder) or not path.is_file():
         raise InvalidRecord(
-            f"The suite's image {name} is not a file beside it.",
+            "It is not a file beside the suite's.",
             remedy="Give image paths relative to the JSONL file, inside its folder.",
         )
     return prepare(path.read_bytes(), limits=Limits())

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from hscr.ablate.run import ablate
 from hscr.ablate.setting import Setting
 from hscr.ablate.suites import HSCR, SUITES, Arm, SuiteName
 from hscr.config import LoopConfig
 from hscr.errors import InvalidConfig
 from hscr.recipes import recipes
+from hscr.stack import PHANTOM
 
 KIND, RATE = "generate.degrade.kind", "generate.degrade.rate"
 TABLES = {
@@ -93,3 +95,27 @@ def test_a_change_that_the_shared_configuration_has_no_place_for_is_refused() ->
     pixel = next(arm for arm in SUITES[SuiteName.MASK].arms if arm.name == "pixel")
     with pytest.raises(InvalidConfig, match="pixel has no mode zero"):
         Setting(loop=loop).arm(pixel, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        (SuiteName.RATE, RATE, 0.5),
+        (SuiteName.MASK, KIND, "pixel"),
+        (SuiteName.SOURCE, "generate.substitute.negatives", "random"),
+        (SuiteName.LEVELS, "finetune.objective", "sft"),
+        (SuiteName.LEVELS, "finetune.implicit_weight", 0.0),
+    ],
+)
+def test_a_configuration_that_sets_what_the_suite_varies_is_refused(
+    name: SuiteName, key: str, value: object, tmp_path: Path
+) -> None:
+    setting = Setting(records=1, steps=1, loop=Arm("shared", "", {key: value}).config(LoopConfig()))
+    with pytest.raises(InvalidConfig, match=f"{key}: .* {value}, .*Leave it out: the suite {name} varies it"):
+        ablate(PHANTOM, [name], setting, 1, tmp_path)
+
+
+def test_what_all_arms_share_may_be_any() -> None:
+    for suite in SUITES.values():
+        suite.require_defaults(LoopConfig.from_toml(Path("hscr-llava-med")))
+    SUITES[SuiteName.MASK].require_defaults(LoopConfig.parse({"generate": {"degrade": {"rate": 0.5}}}))

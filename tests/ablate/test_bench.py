@@ -9,7 +9,7 @@ from hscr.ablate.bench import Bench
 from hscr.ablate.results import ArmRun
 from hscr.ablate.suites import BASE, HSCR, SUITES
 from hscr.config import GateConfig
-from hscr.errors import Conflict
+from hscr.errors import Conflict, InvalidRecord
 from hscr.models.phantom.probe import evaluate
 from hscr.stack import PHANTOM
 
@@ -94,3 +94,11 @@ def test_a_damaged_file_is_named(elsewhere: Bench) -> None:
     path.write_text('{"answers"')
     with pytest.raises(Conflict, match=path.name):
         elsewhere.run(BASE, 0)
+
+
+def test_an_arm_without_records_is_named(elsewhere: Bench) -> None:
+    scarce = replace(elsewhere, setting=elsewhere.setting.model_copy(update={"records": 1}))
+    with pytest.raises(
+        InvalidRecord, match=r"Arm hscr, seed 0: no question gave a record\. .*Raise --records"
+    ):
+        scarce.run(ARMS[HSCR], 0)

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from hscr.cli.app import app
 from hscr.config import LoopConfig
-from hscr.errors import InvalidConfig
+from hscr.errors import Conflict, InvalidConfig
 
 
 def said(*arguments: str) -> str:
@@ -32,3 +32,10 @@ def test_recipes_are_listed_and_resolved() -> None:
 def test_a_recipe_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="hscr-llava-med"):
         said("ablate", "--suite", "mask", "--config", "hscr-lava-med", "--out", str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_a_file_in_the_way_of_the_folder_is_refused(out: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Conflict, match=rf"{out} cannot be made: .*--out"):
+        said("ablate", "--suite", "mask", "--out", str(tmp_path / out))

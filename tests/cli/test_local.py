@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hscr.config import EvaluateConfig, FinetuneConfig, GateConfig, LoopConfig
-from hscr.errors import Conflict, InvalidInput, InvalidRecord, NotFound
+from hscr.errors import Conflict, InvalidInput, InvalidQuestion, InvalidRecord, NotFound
 from hscr.local import ask, evaluate_adapter, finetune_records
 from hscr.records import GateVerdict
 from hscr.rows.source import open_rows
@@ -137,3 +137,27 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="no CUDA device"):
         evaluate_adapter(PHANTOM, tmp_path, EvaluateConfig(), device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("asked", "refusal", "why"),
+    [
+        ([], InvalidInput, "no questions"),
+        ([("a", "Is it?"), ("a", "Is it so?")], InvalidInput, "the id a twice"),
+        ([("a", "Is it?"), ("b", "<image> x")], InvalidQuestion, "Question b of the suite asked: .*control"),
+        (
+            [("a", "Is it?"), ("b", "word " * 2000)],
+            InvalidQuestion,
+            "Question b of the suite asked: .*tokens",
+        ),
+    ],
+)
+def test_a_suite_that_cannot_be_asked_is_refused_before_the_adapter_is_looked_at(
+    asked: list[tuple[str, str]], refusal: type[InvalidInput], why: str, samples: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "i.png").write_bytes((samples / "00.png").read_bytes())
+    row = {"image": "i.png", "answer": "No", "answer_type": "CLOSED"}
+    suite = tmp_path / "asked.jsonl"
+    suite.write_text("".join(json.dumps(row | {"id": each, "question": text}) + "\n" for each, text in asked))
+    with pytest.raises(refusal, match=why):
+        evaluate_adapter(PHANTOM, tmp_path / "missing", EvaluateConfig(suite=str(suite)))

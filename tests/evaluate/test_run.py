@@ -70,5 +70,5 @@ def test_suites_that_cannot_be_asked(phantoms: Suite) -> None:
     answer = Answerer(phantoms)
     with pytest.raises(InvalidInput, match="no questions"):
         asyncio.run(run(Suite("empty", ()), answer, concurrency=1))
-    with pytest.raises(InvalidInput, match="twice"):
+    with pytest.raises(InvalidInput, match=f"the id {phantoms.items[0].id} twice"):
         asyncio.run(run(Suite("twice", phantoms.items[:1] * 2), answer, concurrency=1))

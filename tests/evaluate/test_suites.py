@@ -64,6 +64,8 @@ def test_rows_become_items(folder: Path) -> None:
     assert (closed.kind, closed.truth_class, closed.image_cluster) == ("closed", "no", "i.png")
     assert (opened.kind, opened.truth_class, opened.image_cluster) == ("open", "open", "case")
     assert (opened.truth, closed.image_png) == ("The left lung", opened.image_png)
+    (numbers,) = jsonl_suite(write(folder, {**ROW, "id": 7, "answer": 2.5})).items
+    assert (numbers.id, numbers.truth) == ("7", "2.5")
 
 
 @pytest.mark.parametrize(
@@ -74,8 +76,10 @@ def test_rows_become_items(folder: Path) -> None:
         ({**ROW, "answer": " "}, "line 2.*answer missing"),
         ({key: value for key, value in ROW.items() if key != "image"}, "line 2.*image missing"),
         ({**ROW, "answer_type": "MAYBE"}, "line 2.*OPEN"),
-        ({**ROW, "image": "../outside.png"}, "not a file beside"),
-        ({**ROW, "image": "gone.png"}, "not a file beside"),
+        ({**ROW, "image": 5}, "line 2.*image of a wrong type"),
+        ({**ROW, "answer": None, "answer_type": ["OPEN"]}, "line 2.*answer, answer_type of a wrong type"),
+        ({**ROW, "image": "../outside.png"}, r"line 2.*outside\.png.*not a file beside"),
+        ({**ROW, "image": "gone.png"}, r"line 2.*gone\.png.*not a file beside"),
     ],
 )
 def test_bad_rows_are_named(folder: Path, bad: object, why: str) -> None:
@@ -84,8 +88,8 @@ def test_bad_rows_are_named(folder: Path, bad: object, why: str) -> None:
 
 
 def test_a_broken_image_is_refused(folder: Path) -> None:
-    with pytest.raises(InvalidImage):
-        jsonl_suite(write(folder, {**ROW, "image": "broken.png"}))
+    with pytest.raises(InvalidImage, match=r"Line 2 of the suite, image broken\.png: .*damaged"):
+        jsonl_suite(write(folder, ROW, {**ROW, "image": "broken.png"}))
 
 
 def test_the_configuration_names_the_suite(folder: Path) -> None:
