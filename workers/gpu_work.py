@@ -17,6 +17,7 @@ from hscr.contrast.dependence import Said, dropped_views, visual_dependence
 from hscr.contrast.generate import Skipped, generate
 from hscr.errors import JobCancelled, NotFound, ObjectStoreUnavailable
 from hscr.evaluate.metrics import ACCURACY, MACRO, score, summarise
+from hscr.evaluate.run import require_readable
 from hscr.evaluate.suites import Suite, SuiteItem, load_suite
 from hscr.learn.trainer import finetune
 from hscr.models.encoder import Encoder
@@ -133,6 +134,7 @@ class Workbench:
         """
         config = EvaluateConfig.parse(arguments["evaluate"])
         suite = load_suite(config)
+        require_readable(suite, self.vlm)
         for version in arguments["versions"]:
             body = self._score_version(version, suite, config, channel)
             channel.send("scored", version=version and version["name"], body=body)
