@@ -29,19 +29,18 @@ def read_settings(path: Path) -> dict[str, Any]:
 
     `extends = NAME` at the top starts from that recipe and replaces single keys of it. Raises InvalidConfig.
     """
-    values = _parse(path)
-    base = values.pop(_EXTENDS, None)
-    return values if base is None else merged(read_recipe(base), values)
+    known = _files()
+    return _extended(known[str(path)] if str(path) in known and not path.is_file() else path)
 
 
 def read_recipe(name: object) -> dict[str, Any]:
-    """Settings of a recipe. Raises InvalidConfig."""
+    """Settings of a recipe, whatever files of that name there are. Raises InvalidConfig."""
     known = _files()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise InvalidConfig(
             f"extends: there is no recipe {name}.", remedy=f"The recipes are {', '.join(sorted(known))}."
         )
-    return read_settings(Path(str(name)))
+    return _extended(known[name])
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,15 +54,19 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    known = _files()
-    file = known[str(path)] if str(path) in known and not path.is_file() else path
+def _extended(file: Path | Traversable) -> dict[str, Any]:
+    values = _parse(file)
+    base = values.pop(_EXTENDS, None)
+    return values if base is None else merged(read_recipe(base), values)
+
+
+def _parse(file: Path | Traversable) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InvalidConfig(
-            f"{path}: {error}",
-            remedy=f"Give the path of a readable TOML file, or a recipe: {', '.join(sorted(known))}.",
+            f"{file}: {error}",
+            remedy=f"Give the path of a readable TOML file, or a recipe: {', '.join(sorted(_files()))}.",
         ) from error
 
 

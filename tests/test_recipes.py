@@ -68,11 +68,24 @@ def test_a_file_beside_you_comes_before_a_recipe(tmp_path: Path, monkeypatch: py
     assert recipe("phantom").finetune.gamma == 0.7
 
 
+def test_extends_means_the_recipe_whatever_lies_beside_you(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("phantom").write_text('extends = "phantom"\n[finetune]\ngamma = 0.7\n')
+    assert recipe("phantom").finetune.gamma == 0.7
+    Path("mine.toml").write_text('extends = "mine.toml"')
+    with pytest.raises(InvalidConfig, match=r"no recipe mine\.toml"):
+        recipe("mine.toml")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ('extends = "nothing"', "no recipe nothing"),
         ("extends = 3", "no recipe 3"),
+        ('extends = ["phantom"]', "no recipe"),
+        ("extends = {a = 1}", "no recipe"),
         (
             'extends = "phantom"\n[finetune]\nlearning = 1',
             r"finetune\.learning.*there: objective, ",

@@ -1,7 +1,8 @@
 """The loop's steps on files alone, without a stack: what `--out`, `--records` and `--adapter` ask for."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +15,6 @@ from rich.progress import (
     Task,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -40,10 +40,36 @@ class Folders(NamedTuple):
     adapter: Path | None
 
 
-class _Rate(ProgressColumn):
+class Pace(ProgressColumn):
+    """Rows per second and the time left, by all that this process did; of a task of `rows_done`.
+
+    The rows of a batch are reported in one burst, however long it took: rich's own columns, which look at the
+    last 30 seconds, then measure the burst.
+    """
+
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f} rows/s" if speed else "")
+        started, reported, remaining = task.start_time, task.fields.get("reported"), task.remaining
+        if reported is None or started is None or remaining is None or reported == started:
+            return Text("")
+        speed = (task.completed - task.fields["before"]) / (reported - started)
+        left = max(0, remaining / speed - (task.get_time() - reported))
+        return Text(f"{speed:.2f} rows/s, {timedelta(seconds=round(left))} left")
+
+
+def rows_done(bars: Progress) -> Callable[[int, int], None]:
+    """A new task's `on_progress(rows done, rows)`."""
+    task, before = bars.add_task("generate", total=None), 0
+
+    def advance(done: int, total: int) -> None:
+        nonlocal before
+        if bars.tasks[task].total is None:
+            # The first report of a resumed run is where it goes on: no work of this process.
+            before = done
+            bars.reset(task, completed=done, total=total)
+        elif done > before:
+            bars.update(task, completed=done, before=before, reported=bars.get_time())
+
+    return advance
 
 
 def generate(
@@ -52,19 +78,12 @@ def generate(
     source = open_rows(rows, folders.images)
     from hscr.runs.run import RunOptions, generate_records  # torch
 
-    columns = (TextColumn("generate"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("left, after"), TimeElapsedColumn(), console=complaints) as bars:
-        task = bars.add_task("generate", total=None)
-
-        def advance(done: int, total: int) -> None:
-            # The first report of a resumed run is where it goes on: no work of this process.
-            update = bars.update if bars.tasks[task].total else bars.reset
-            update(task, completed=done, total=total)
-
+    columns = (TextColumn("generate"), BarColumn(), MofNCompleteColumn(), Pace(), TextColumn("after"))
+    with Progress(*columns, TimeElapsedColumn(), console=complaints) as bars:
         try:
             summary = generate_records(
                 folders.model, source, folders.out, loop.generate, adapter=folders.adapter,
-                options=RunOptions(**options), on_progress=advance,
+                options=RunOptions(**options), on_progress=rows_done(bars),
             )  # fmt: skip
         except KeyboardInterrupt:
             complaints.print(f"Stopped; --resume goes on in {folders.out}.", markup=False)

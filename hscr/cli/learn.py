@@ -70,8 +70,12 @@ AdapterFolder = Annotated[Path | None, typer.Option(help="To be judged here, wit
 ExportOut = Annotated[Path, typer.Option(help="A new folder.", show_default=False)]
 Format = Annotated[Form, typer.Option("--format", help="Who shall read it.")]
 
+_HERE = "resume", "limit", "shard_size", "batch_size", "device", "dtype", "compiled", "model", "adapter"
+_ON_THE_STACK = "consent", "then_finetune", "auto_promote", "wait", "url", "key"
+
 
 def generate(
+    context: typer.Context,
     *,
     rows: Rows = None,
     images: Images = None,
@@ -116,6 +120,7 @@ def generate(
     """
     loop = _loop(config)
     if out is not None:
+        _refuse(context, _ON_THE_STACK, "cannot go with --out", "Leave --out away to use the stack.")
         if rows is None:
             raise InvalidInput("--out needs --input.", remedy="Name the rows to start from.")
         options = {"resume": resume, "limit": limit, "shard_size": shard_size, "batch_size": batch_size}
@@ -123,10 +128,7 @@ def generate(
         folders = here.Folders(model, images, out, adapter)
         here.generate(rows, folders, loop, {**options, **where}, as_json=as_json)
         return
-    if resume or compiled or limit is not None:
-        raise InvalidInput(
-            "--resume, --compile and --limit need --out.", remedy="Name the run's folder by --out."
-        )
+    _refuse(context, _HERE, "cannot go without --out", "Name the run's folder by --out.")
     following = finetune_body(loop.finetune, evaluate=loop.evaluate, auto_promote=auto_promote)
     with Client(url, key) as client:
         job = client.generate(
@@ -259,6 +261,20 @@ def export(
 
 def _loop(path: Path | None) -> LoopConfig:
     return LoopConfig() if path is None else LoopConfig.from_toml(path)
+
+
+def _refuse(context: typer.Context, names: tuple[str, ...], why: str, remedy: str) -> None:
+    """Raises InvalidInput for those of the options that stand on the command line."""
+    options = [option for option in context.command.params if option.name in names]
+    # Whoever has HSCR_URL or HSCR_MODEL_PATH set did not ask for them here.
+    given = [option.opts[0] for option in options if _source(context, option.name) == "COMMANDLINE"]
+    if given:
+        raise InvalidInput(f"{', '.join(given)} {why}.", remedy=remedy)
+
+
+def _source(context: typer.Context, option: str | None) -> str:
+    source = context.get_parameter_source(option or "")
+    return source.name if source else ""
 
 
 def _uploads(rows: RowSource) -> list[Upload]:

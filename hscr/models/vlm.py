@@ -3,19 +3,20 @@
 One instance serves one thread at a time, because activating an adapter changes the shared layers.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 from transformers.utils import logging
 
 from hscr.config import FinetuneConfig
-from hscr.errors import NotFound
+from hscr.errors import InvalidCheckpoint, NotFound
 from hscr.models.adapters import Adapters
 from hscr.models.attention import NAME as ROWS
 from hscr.models.chat import Chat, context_length
@@ -54,17 +55,21 @@ class VLM(Chat, Language, Sight):
         """Read a model folder in the hub's layout; frozen, in evaluation mode.
 
         `quantize` holds the language model's weights in four bits (QLoRA).
-        Raises NotFound, DependencyMissing.
+        Raises NotFound for a folder that lacks something, InvalidCheckpoint for damaged weights,
+        DependencyMissing.
         """
-        digest, template = model_digest(path), template_digest(path)
+        four_bits = nf4(getattr(torch, dtype), device) if quantize else {}
         logging.disable_progress_bar()
-        model, report = LlavaForConditionalGeneration.from_pretrained(
-            path,
-            dtype=getattr(torch, dtype),
-            attn_implementation="sdpa",
-            output_loading_info=True,
-            **(nf4(getattr(torch, dtype), device) if quantize else {}),
-        )
+        with _reading(path):
+            digest, template = model_digest(path), template_digest(path)
+            processor = AutoProcessor.from_pretrained(path)
+            model, report = LlavaForConditionalGeneration.from_pretrained(
+                path,
+                dtype=getattr(torch, dtype),
+                attn_implementation="sdpa",
+                output_loading_info=True,
+                **four_bits,
+            )
         if report["missing_keys"] or report["mismatched_keys"]:
             raise NotFound(
                 f"{path} lacks weights: {sorted(report['missing_keys'])[:3]}.",
@@ -74,7 +79,7 @@ class VLM(Chat, Language, Sight):
         if not quantize:  # four-bit weights are packed on the device that they were loaded to
             model.to(device)
         model.eval().requires_grad_(False)
-        return cls(model, AutoProcessor.from_pretrained(path), digest, template)
+        return cls(model, processor, digest, template)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -139,3 +144,19 @@ class VLM(Chat, Language, Sight):
         embeds = torch.cat([tokens[:at], shown.tokens, tokens[at + 1 :]])
         positions = torch.cat([count[:at], at + shown.at, count[at + 1 :] + further])
         return embeds, positions, len(ids) + further
+
+
+@contextmanager
+def _reading(folder: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise InvalidCheckpoint(
+            f"{folder} cannot be loaded: {error}.",
+            remedy="Delete that folder and convert or download the model again.",
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise NotFound(
+            f"{folder} holds no whole model: {error}",
+            remedy="Give a folder with the model's weights, configuration, tokenizer and image processor.",
+        ) from error

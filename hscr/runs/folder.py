@@ -12,7 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from hscr.errors import Conflict
 from hscr.parquet import write_text
@@ -26,6 +28,14 @@ RUN, RECORDS, SKIPPED, SUMMARY, PAGE, LOCK = (
 SKIPS = "hscr.skips"
 
 
+class _About(BaseModel):
+    """What every `run.json` says."""
+
+    started_at: AwareDatetime
+    finished_at: AwareDatetime | None
+    identity: dict[str, Any]
+
+
 class RunFolder:
     """Opened by `open_run`, which holds its lock."""
 
@@ -36,15 +46,15 @@ class RunFolder:
     def begin(self, identity: Mapping[str, Any], environment: Mapping[str, str]) -> None:
         """Record what the run is made with, or compare with what it was begun with.
 
-        Raises Conflict that names every setting that differs: shards of two settings are no data set.
+        Raises Conflict that names every setting that differs: shards of two settings are no data set. Raises
+        Conflict also for a damaged `run.json`.
         """
-        file = self.path / RUN
         (self.path / RECORDS).mkdir(exist_ok=True)
-        if not file.is_file():
+        if not (self.path / RUN).is_file():
             self.about = {"started_at": now().isoformat(), "finished_at": None, "identity": dict(identity)}
             self.save({"environment": dict(environment)})
             return
-        self.about = json.loads(file.read_text(encoding="utf-8"))
+        self.about = read_about(self.path)
         differences = list(_differences(self.about["identity"], identity))
         if differences:
             raise Conflict(
@@ -75,18 +85,34 @@ class RunFolder:
         return found
 
     def told(self) -> Told:
-        """What the complete shards' rows left behind."""
+        """What the complete shards' rows left behind. Raises Conflict for a damaged shard."""
         skips = list(self.skips())
         ids = {skip.id for skip in skips if skip.why is Why.NO_RECORD and skip.id}
         for part in self.parts():
-            ids.update(pq.read_table(part, columns=["source"]).column("source").to_pylist())
+            with _reading(part):
+                ids.update(pq.read_table(part, columns=["source"]).column("source").to_pylist())
         return Told(ids, [])
 
     def skips(self) -> Iterator[Skip]:
-        """In the rows' order."""
+        """In the rows' order. Raises Conflict for a damaged shard."""
         for part in self.parts():
-            listed = json.loads((pq.read_metadata(part).metadata or {})[SKIPS.encode()])
+            with _reading(part):
+                listed = json.loads((pq.read_metadata(part).metadata or {})[SKIPS.encode()])
             yield from map(Skip.model_validate, listed)
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What a run's `run.json` says. Raises Conflict when it is damaged."""
+    text = (folder / RUN).read_bytes()
+    try:
+        _About.model_validate_json(text)
+    except ValidationError as error:
+        raise Conflict(
+            f"{folder / RUN} is damaged.",
+            remedy="Put a whole copy of it back, or generate the records again in a new folder.",
+        ) from error
+    about: dict[str, Any] = json.loads(text)
+    return about
 
 
 @contextmanager
@@ -110,6 +136,17 @@ def open_run(path: Path, *, resume: bool) -> Iterator[RunFolder]:
         except BlockingIOError as error:
             raise Conflict(f"Another process writes {path}.", remedy="Wait for it, or end it.") from error
         yield RunFolder(path)
+
+
+@contextmanager
+def _reading(part: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        raise Conflict(
+            f"{part} cannot be read as a shard of this run.",
+            remedy="Delete it and the shards after it, and go on by --resume: they are made again.",
+        ) from error
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

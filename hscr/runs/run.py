@@ -12,6 +12,7 @@ import transformers
 
 import hscr
 from hscr.config import GenerateConfig
+from hscr.contrast.embedder import SentenceEmbedder
 from hscr.contrast.generate import check_compiled, generate, numeric_mode
 from hscr.models.vlm import VLM
 from hscr.rows.source import RowSource
@@ -60,23 +61,32 @@ def generate_records(
     Memory is bounded by a batch, whatever the data set's size. A run that was killed and resumed leaves the
     same rows, byte for byte, as one that was not. `on_progress(rows done, rows)` follows each row.
 
-    Raises Conflict for a folder that holds something else, or whose run had other settings; NotFound without
-    model or adapter; InvalidConfig, before anything is written, for a mode that has nothing to compile. Rows
-    that give no record never raise: the folder's `skipped.jsonl` names them.
+    Raises Conflict for a folder that holds something else or is damaged, or whose run had other settings.
+    Raises before anything is written, so that the folder can be used again: NotFound or InvalidCheckpoint for
+    the model, NotFound or AdapterRefused for the adapter, InvalidConfig for a mode that has nothing to
+    compile, InvalidConfig or DependencyMissing for an embedder that cannot be loaded. Rows that give no
+    record never raise: the folder's `skipped.jsonl` names them.
     """
     check_compiled(config, compiled=options.compiled)
     plan = Plan(rows, options.shard_size, options.limit)
     with open_run(folder, resume=options.resume) as run:
         vlm = load(model, options.device, options.dtype)
         digest = None if adapter is None else folder_digest(adapter_folder(adapter))
-        run.begin(_identity(vlm, plan, config, digest, options), _environment())
+        embedder = _embedder(config, vlm)
         with attached(vlm, adapter, f"local@{(digest or '')[:12]}") as name:
+            run.begin(_identity(vlm, plan, config, digest, options), _environment())
             made = partial(
                 generate, vlm, config=config, adapter=name, batch_size=options.batch_size,
-                compiled=options.compiled,
+                embedder=embedder, compiled=options.compiled,
             )  # fmt: skip
             write_missing(run, plan, made, on_progress)
         return finish(run)
+
+
+def _embedder(config: GenerateConfig, vlm: VLM) -> SentenceEmbedder | None:
+    if config.rerank.similarity != "sentence_embedding":
+        return None
+    return SentenceEmbedder.find(config.rerank.embedder, vlm.device)
 
 
 def _identity(

@@ -43,6 +43,8 @@ def write_missing(
 ) -> None:
     """Write the shards that are not there yet, in order; `on_progress(rows, of)` follows each row."""
     told, first = run.told(), len(run.parts())
+    if first < plan.shards:
+        run.save({"finished_at": None})  # of a finished run that lost shards, too
     rows = plan.read(first * plan.size)
     on_progress(min(first * plan.size, plan.rows), plan.rows)
 

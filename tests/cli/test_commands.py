@@ -5,15 +5,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
+from rich.progress import Progress
 from typer.models import CommandInfo
 from typer.testing import CliRunner
 
 from hscr import __version__
 from hscr.cli.app import app
+from hscr.cli.here import Pace, rows_done
 from hscr.records import Role
 from hscr.store.settings import StoreSettings
 from hscr.store.store import Store
@@ -100,11 +105,52 @@ def test_the_command_starts_without_what_takes_long_to_import() -> None:
     assert started.stdout.split() == []
 
 
-def test_resume_and_limit_belong_to_a_run_in_a_folder(tmp_path: Path) -> None:
-    for option in (["--resume"], ["--limit", "3"]):
-        done = hscr("generate", "--input", str(tmp_path), *option)
-        assert done.returncode == 2
-        assert "Name the run's folder by --out" in done.stderr
+STACK = "--consent --then-finetune --auto-promote --wait --url http://127.0.0.1:9 --key k"
+FOLDER = "--resume --limit 3 --shard-size 256 --batch-size 16 --device cpu --dtype auto --compile --adapter a"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (f"--out records {STACK}", "cannot go with --out"),
+        (f"{FOLDER} --model m", "cannot go without --out"),
+        ("--consent --shard-size 3", "--shard-size cannot go without --out"),
+        ("--out records --wait", "--wait cannot go with --out"),
+    ],
+)
+def test_generate_refuses_the_options_of_its_other_way(tmp_path: Path, given: str, said: str) -> None:
+    done = hscr("generate", "--input", str(tmp_path), *given.split(), HSCR_MODEL_PATH="m")
+    assert done.returncode == 2
+    told, asked = " ".join(done.stderr.split()), given.replace("--out", "").split()
+    assert said in told
+    assert all(option in told for option in asked if option.startswith("--") and option != "--consent")
+
+
+@pytest.mark.parametrize("before", [0, 64])
+def test_pace_is_measured_over_all_that_this_process_did(before: int) -> None:
+    """On a model that takes 40 s for a batch of 16, whose rows come in one burst."""
+    clock = 1000.0
+    bars = Progress(Pace(), get_time=lambda: clock, auto_refresh=False, console=Console(file=StringIO()))
+    advance = rows_done(bars)
+    clock += 300  # to load the model
+    advance(before, 160)
+    assert Pace().render(bars.tasks[0]).plain == ""
+    for batch in range(before, 160, 16):
+        clock += 40
+        for row in range(batch, batch + 16):
+            advance(row + 1, 160)
+        left = timedelta(seconds=(144 - batch) // 16 * 40)
+        assert Pace().render(bars.tasks[0]).plain == f"0.40 rows/s, {left} left"
+        clock += 10
+        assert (
+            Pace()
+            .render(bars.tasks[0])
+            .plain.endswith(f"{max(timedelta(), left - timedelta(seconds=10))} left")
+        )
+        clock -= 10
+
+
+def test_rows_that_are_not_there_make_no_folder(tmp_path: Path) -> None:
     done = hscr("generate", "--input", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "out"))
     assert done.returncode == 2
     assert "none.jsonl does not exist" in done.stderr

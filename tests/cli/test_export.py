@@ -222,6 +222,15 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+def test_nothing_beside_the_folder_is_touched(tmp_path: Path) -> None:
+    (tmp_path / "out.part").mkdir()
+    (tmp_path / "out.part" / "notes.txt").write_text("precious")
+    export(RECORDS, tmp_path / "out", Form.TRL)
+    assert (tmp_path / "out.part" / "notes.txt").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.part"]
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "out.part").stat().st_mode
+
+
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     done = export(RECORDS, tmp_path / "out", Form.JSONL)
     lines = done.path.read_text().splitlines()

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 from PIL import Image
 
 from hscr.config import DegradeConfig, FinetuneConfig, GenerateConfig, SubstituteConfig
-from hscr.errors import Conflict, InvalidConfig, InvalidRecord
+from hscr.errors import AdapterRefused, Conflict, InvalidCheckpoint, InvalidConfig, InvalidRecord, NotFound
 from hscr.models.vlm import VLM
 from hscr.parquet import write_table
 from hscr.records import Change, PreferenceRecord, Response, Substitution
@@ -101,6 +103,10 @@ def test_killed_and_resumed_is_the_same_as_never_killed(
     give_back(in_third, original)
     assert len(parts(out)) == 2
     assert not (out / "summary.json").exists()
+    for folder in (out, out / "records"):
+        with pytest.raises(Conflict, match="has not finished"):
+            list(read_records(folder))
+    assert list(read_records(parts(out)[0]))
     written = {part: part.stat().st_mtime_ns for part in parts(out)}
 
     resumed = run(model, rows, out, RESUME)
@@ -154,6 +160,45 @@ def test_a_shard_lost_from_the_middle_is_noticed(model: Path, copied: Path) -> N
     parts(copied / "out")[1].unlink()
     with pytest.raises(Conflict, match=r"part-00001\.parquet is missing"):
         run(model, copied / "input" / "rows.jsonl", copied / "out", RESUME)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"started_at": "then"}', "\xff"])
+def test_a_damaged_run_json_is_named(model: Path, copied: Path, text: str) -> None:
+    (copied / "out" / "run.json").write_text(text, encoding="latin-1")
+    with pytest.raises(Conflict, match=r"run\.json is damaged"):
+        run(model, copied / "input" / "rows.jsonl", copied / "out", RESUME)
+    with pytest.raises(Conflict, match=r"run\.json is damaged"):
+        list(read_records(copied / "out"))
+
+
+def test_a_damaged_shard_is_named_and_once_deleted_made_again(
+    model: Path, finished: Path, copied: Path
+) -> None:
+    rows, out = copied / "input" / "rows.jsonl", copied / "out"
+    last = parts(out)[-1]
+    pq.write_table(pq.read_table(last), last)  # without what a shard says of itself
+    for _ in range(2):
+        with pytest.raises(Conflict, match=rf"{last.name} cannot be read"):
+            run(model, rows, out, RESUME)
+        last.write_bytes(last.read_bytes()[:2000])
+    last.unlink()
+    run(model, rows, out, RESUME)
+    assert content(out) == content(finished / "out")
+
+
+def test_a_finished_run_that_lost_a_shard_is_unfinished_while_it_is_made_again(
+    model: Path, copied: Path
+) -> None:
+    parts(copied / "out")[-1].unlink()
+
+    def stop(done: int, _total: int) -> None:
+        if done > 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(model, copied / "input" / "rows.jsonl", copied / "out", RESUME, on_progress=stop)
+    with pytest.raises(Conflict, match="has not finished"):
+        list(read_records(copied / "out"))
 
 
 def test_rows_without_a_record_are_told_by_id_and_never_stop_a_run(
@@ -344,3 +389,29 @@ def test_a_mode_without_steps_is_not_compiled(model: Path, rows: Path, tmp_path:
     with pytest.raises(InvalidConfig, match="Mode teacher_forced has no steps to compile"):
         run(model, rows, tmp_path / "out", RunOptions(compiled=True))
     assert not (tmp_path / "out").exists(), "the same folder can be used without it"
+
+
+@pytest.mark.parametrize("refused", ["embedder", "adapter"])
+def test_what_is_refused_leaves_the_folder_to_be_used(
+    model: Path, rows: Path, tmp_path: Path, refused: str
+) -> None:
+    rerank = {"similarity": "sentence_embedding", "embedder": str(tmp_path / "nope")}
+    (tmp_path / "adapter_config.json").write_text("{}")
+    wrong: dict[str, Any] = {
+        "embedder": {"config": GenerateConfig.parse({"rerank": rerank})},
+        "adapter": {"adapter": tmp_path},
+    }[refused]
+    with pytest.raises((InvalidConfig, AdapterRefused)):
+        run(model, rows, tmp_path / "out", **wrong)
+    assert run(model, rows, tmp_path / "out", RunOptions(limit=2)).rows == 2
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "processor_config.json", "model.safetensors"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:500])])
+def test_an_incomplete_model_is_named(
+    model: Path, rows: Path, tmp_path: Path, file: str, damage: Callable[[Path], object]
+) -> None:
+    broken = shutil.copytree(model, tmp_path / "model")
+    damage(broken / file)
+    with pytest.raises((NotFound, InvalidCheckpoint), match=re.escape(str(broken))):
+        run(broken, rows, tmp_path / "out")

@@ -6,17 +6,19 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from hscr.errors import InvalidRecord, NotFound
+from hscr.errors import Conflict, InvalidRecord, NotFound
 from hscr.records import PreferenceRecord
 from hscr.runs.canonical import Stored, read_part
+from hscr.runs.folder import RECORDS, RUN, read_about
 
-JSONL, PARTS = "records.jsonl", "records"
+JSONL = "records.jsonl"
 
 
 def read_records(path: Path) -> Iterator[Stored]:
     """Records of a Parquet file, of a JSONL file with `images/` beside it, or of a folder of either.
 
-    Raises InvalidRecord that names the file, line or record; NotFound for a missing image.
+    Raises InvalidRecord that names the file, line or record; NotFound for a missing image; Conflict for the
+    folder of a run that has not finished.
     """
     files = _files(path)
     if not files:
@@ -38,7 +40,18 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if (path / JSONL).is_file():
         return [path / JSONL]
-    return sorted((path / PARTS).glob("*.parquet")) or sorted(path.glob("*.parquet"))
+    parts = path / RECORDS if (path / RECORDS).is_dir() else path.resolve()  # `.` has no name
+    if parts.name == RECORDS:
+        _check_finished(parts.parent)
+    return sorted(parts.glob("*.parquet")) or sorted(path.glob("*.parquet"))
+
+
+def _check_finished(folder: Path) -> None:
+    if (folder / RUN).is_file() and read_about(folder)["finished_at"] is None:
+        raise Conflict(
+            f"The run in {folder} has not finished.",
+            remedy=f"Go on with `hscr generate --resume`, or name a single file of its {RECORDS}/*.parquet.",
+        )
 
 
 def _read_jsonl(path: Path) -> Iterator[Stored]:

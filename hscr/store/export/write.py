@@ -1,7 +1,7 @@
 """Writing an export: a folder that is whole or absent, with a data set card."""
 
 import json
-import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, count
@@ -40,19 +40,16 @@ def export(records: Iterable[Stored], folder: Path, form: Form) -> Exported:
     """
     if folder.exists() and any(folder.iterdir()):
         raise Conflict(f"{folder} is not empty.", remedy="Name a new folder.")
-    aside = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as private:
+        aside = Path(private) / "export"  # with the usual permissions: only its owner may enter `private`
+        aside.mkdir()
         contents = Contents(form)
         file, rows = _WRITERS[form](contents.counting(records), aside)
         (aside / "README.md").write_text(card(contents, file, rows), encoding="utf-8")
-    except BaseException:
-        shutil.rmtree(aside)
-        raise
-    if folder.exists():
-        folder.rmdir()
-    aside.rename(folder)
+        if folder.exists():
+            folder.rmdir()
+        aside.rename(folder)
     return Exported(folder / file, contents.records, rows, len(contents.images))
 
 
