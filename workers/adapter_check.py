@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from hscr.errors import AdapterRefused
-from hscr.models.plain_lora import RETRAIN, check_plain
+from hscr.models.plain_lora import RETRAIN, check_plain, targeted
 from hscr.store.blobs import READY, check_whole
 from workers.tensors import Tensor, read_header, read_values
 
@@ -135,15 +135,9 @@ def _check_targets(
 ) -> None:
     """The configuration targets exactly the layers that have weights; engines would fill up or drop some."""
     for layer in layers:
-        if _targeted(prefix + layer, targets) != (layer in adapted):
+        if targeted(prefix + layer, targets) != (layer in adapted):
             what = "is a target without weights" if layer not in adapted else "has weights but is no target"
             raise AdapterRefused(f"{prefix}{layer} {what}.", remedy=RETRAIN)
-
-
-def _targeted(module: str, targets: str | list[str]) -> bool:
-    if isinstance(targets, str):
-        return re.fullmatch(targets, module) is not None
-    return any(module == target or module.endswith(f".{target}") for target in targets)
 
 
 def _check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -66,7 +66,7 @@ def generate(
             visual = {key: fresh[key] if key in fresh else visual[key] for key in images}
             yield batch, visual
 
-    maker = _Maker(vlm, config, adapter, _embedder(config, embedder, vlm.device), compiled)
+    maker = _Maker(vlm, config, adapter, find_embedder(config, vlm.device, embedder), compiled)
     made = maker.outcomes(batches())
     while True:
         with vlm.use(adapter), torch.inference_mode():  # not while the caller has what was made
@@ -88,7 +88,10 @@ def check_compiled(config: GenerateConfig, *, compiled: bool) -> None:
         )
 
 
-def _embedder(config: GenerateConfig, given: Embedder | None, device: torch.device | str) -> Embedder | None:
+def find_embedder(
+    config: GenerateConfig, device: torch.device | str, given: Embedder | None = None
+) -> Embedder | None:
+    """What the configuration compares answers by, if by meaning. Raises DependencyMissing, InvalidConfig."""
     if config.rerank.similarity != "sentence_embedding":
         return None
     return given or SentenceEmbedder.find(config.rerank.embedder, device)

@@ -23,7 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hscr.config import FinetuneConfig
 from hscr.errors import AdapterRefused, Conflict, NotFound
-from hscr.models.plain_lora import RETRAIN, check_plain
+from hscr.models.plain_lora import RETRAIN, check_plain, targeted
 
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -51,10 +51,7 @@ class Adapters:
         Raises Conflict for a used name, AdapterRefused for one that does not fit this model.
         """
         config, weights = read_adapter(folder, self._model)
-        try:
-            self._attach(name, config, seed=0)
-        except ValueError as error:
-            raise AdapterRefused(f"PEFT cannot attach the adapter: {error}", remedy=RETRAIN) from error
+        self._attach(name, config, seed=0)
         with self.use(name):
             fit = peft.set_peft_model_state_dict(self._peft, weights, adapter_name=_key(name))
         absent = [key for key in fit.missing_keys if _key(name) in key]
@@ -197,7 +194,8 @@ def read_adapter(folder: str | Path, model: nn.Module) -> tuple[Any, dict[str, T
     """
     path = Path(folder)
     try:
-        check_plain(json.loads((path / CONFIG).read_bytes()), CONFIG)
+        settings = json.loads((path / CONFIG).read_bytes())
+        check_plain(settings, CONFIG)
         config = peft.LoraConfig.from_pretrained(str(path))
         weights = load_file(path / WEIGHTS)
     except (OSError, ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
@@ -207,7 +205,19 @@ def read_adapter(folder: str | Path, model: nn.Module) -> tuple[Any, dict[str, T
     modules = dict(model.named_modules())
     for key, value in weights.items():
         _check_tensor(key, value, config.r, modules, weights)
+    _check_targets(settings["target_modules"], modules, weights)
     return config, weights
+
+
+def _check_targets(
+    targets: str | list[str], modules: dict[str, nn.Module], weights: dict[str, Tensor]
+) -> None:
+    """Before PEFT wraps anything: what it has wrapped, in the vision tower say, stays wrapped."""
+    adapted = {match["module"] for match in map(_KEY.fullmatch, weights) if match}
+    for name, module in modules.items():
+        adaptable = isinstance(getattr(module, "base_layer", module), nn.Linear)
+        if adaptable and targeted(name, targets) != (name in adapted):
+            raise AdapterRefused(f"Targets and weights differ, as at {name}.", remedy=RETRAIN)
 
 
 def _check_tensor(

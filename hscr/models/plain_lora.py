@@ -37,6 +37,13 @@ def check_plain(config: object, file: str) -> None:
     _check_targets(config["target_modules"], file)
 
 
+def targeted(module: str, targets: str | list[str]) -> bool:
+    """Whether PEFT would adapt the module of this name."""
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    return any(module == target or module.endswith(f".{target}") for target in targets)
+
+
 def _check_numbers(config: Mapping[str, Any], file: str) -> None:
     rank, alpha, dropout = config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0)
     if type(rank) is not int or rank < 1:

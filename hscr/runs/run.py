@@ -12,8 +12,7 @@ import transformers
 
 import hscr
 from hscr.config import GenerateConfig
-from hscr.contrast.embedder import SentenceEmbedder
-from hscr.contrast.generate import check_compiled, generate, numeric_mode
+from hscr.contrast.generate import check_compiled, find_embedder, generate, numeric_mode
 from hscr.models.vlm import VLM
 from hscr.rows.source import RowSource
 from hscr.runs.finish import finish
@@ -72,7 +71,7 @@ def generate_records(
     with open_run(folder, resume=options.resume) as run:
         vlm = load(model, options.device, options.dtype)
         digest = None if adapter is None else folder_digest(adapter_folder(adapter))
-        embedder = _embedder(config, vlm)
+        embedder = find_embedder(config, vlm.device)
         with attached(vlm, adapter, f"local@{(digest or '')[:12]}") as name:
             run.begin(_identity(vlm, plan, config, digest, options), _environment())
             made = partial(
@@ -81,12 +80,6 @@ def generate_records(
             )  # fmt: skip
             write_missing(run, plan, made, on_progress)
         return finish(run)
-
-
-def _embedder(config: GenerateConfig, vlm: VLM) -> SentenceEmbedder | None:
-    if config.rerank.similarity != "sentence_embedding":
-        return None
-    return SentenceEmbedder.find(config.rerank.embedder, vlm.device)
 
 
 def _identity(

@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(
         ({"lora_alpha": float("nan")}, "lora_alpha nan"),
         ({"lora_dropout": 2.0}, "lora_dropout 2.0"),
         ({"target_modules": "((("}, "no usable target_modules"),
-        ({"target_modules": ["no_such_layer"]}, "PEFT cannot attach"),
+        ({"target_modules": ["no_such_layer"]}, "Targets and weights differ"),
         ({"target_modules": ["q_proj", "multi_modal_projector.linear_1"]}, "Targets and weights differ"),
     ],
 )
@@ -153,6 +153,7 @@ def test_more_than_plain_lora_is_refused_and_leaves_nothing(
         vlm.load_adapter(saved[0], "spoilt")
     assert vlm.adapters.names == ()
     assert torch.equal(score(vlm), base)
+    assert not [name for name, _ in vlm.model.named_modules() if "vision" in name and "lora" in name]
 
 
 def test_a_truncated_file_is_refused(vlm: VLM, saved: tuple[Path, Tensor]) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
 from hscr.errors import Conflict, InvalidCheckpoint, InvalidInput
@@ -102,7 +101,7 @@ def convert(source: Path, out: Path, options: Options, on_progress: Progress) ->
         template=TEMPLATES[template],
         dtype=plan[0].dtype,
     )
-    vlm = _load(aside, options.device, _name(plan[0].dtype))
+    vlm = VLM.load(aside, device=options.device, dtype=_name(plan[0].dtype))
     done = Converted(
         path=out,
         digest=vlm.digest,
@@ -142,15 +141,6 @@ def _require_device(device: str) -> None:
         raise InvalidInput(
             f"This torch and this machine have no device {device!r}.",
             remedy="Name another with --device, such as cpu.",
-        ) from error
-
-
-def _load(aside: Path, device: str, dtype: str) -> VLM:
-    try:
-        return VLM.load(aside, device=device, dtype=dtype)
-    except SafetensorError as error:
-        raise InvalidCheckpoint(
-            f"{aside} cannot be loaded: {error}.", remedy="Delete that folder and convert again."
         ) from error
 
 
