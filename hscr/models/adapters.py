@@ -217,7 +217,8 @@ def _check_targets(
     for name, module in modules.items():
         adaptable = isinstance(getattr(module, "base_layer", module), nn.Linear)
         if adaptable and targeted(name, targets) != (name in adapted):
-            raise AdapterRefused(f"Targets and weights differ, as at {name}.", remedy=RETRAIN)
+            what = "is a target without weights" if name not in adapted else "has weights but is no target"
+            raise AdapterRefused(f"{name} {what}.", remedy=RETRAIN)
 
 
 def _check_tensor(

@@ -108,7 +108,7 @@ def _rename(old: str, new: str) -> Callable[[dict[str, Tensor]], dict[str, Tenso
         (lambda w: {k: torch.full_like(v, float("nan")) for k, v in w.items()}, "NaN"),
         (lambda w: {k: v[:, :-1] for k, v in w.items()}, "has shape"),
         (lambda w: {k: v for k, v in w.items() if "lora_B" not in k}, "other half"),
-        (lambda w: {k: v for k, v in w.items() if "q_proj" not in k}, "differ"),
+        (lambda w: {k: v for k, v in w.items() if "q_proj" not in k}, "is a target without weights"),
         (_rename("language_model", "vision_tower.encoder"), "no linear layer of the language model"),
         (_rename("layers.0", "layers.9"), "no linear layer of the language model"),
         (lambda w: {}, "no weights"),
@@ -140,8 +140,8 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(
         ({"lora_alpha": float("nan")}, "lora_alpha nan"),
         ({"lora_dropout": 2.0}, "lora_dropout 2.0"),
         ({"target_modules": "((("}, "no usable target_modules"),
-        ({"target_modules": ["no_such_layer"]}, "Targets and weights differ"),
-        ({"target_modules": ["q_proj", "multi_modal_projector.linear_1"]}, "Targets and weights differ"),
+        ({"target_modules": ["no_such_layer"]}, "has weights but is no target"),
+        ({"target_modules": ["q_proj", "multi_modal_projector.linear_1"]}, "is a target without weights"),
     ],
 )
 def test_more_than_plain_lora_is_refused_and_leaves_nothing(
