@@ -104,7 +104,7 @@ async def test_streamed_text_equals_the_whole(client):
 
 
 async def test_a_stream_comes_in_pieces(client):
-    _, deltas = await collect(client, ask(max_tokens=12))
+    _, deltas = await collect(client, LONG)  # vLLM joins what a busy machine has not fetched yet
     assert sum(bool(delta.text) for delta in deltas) >= 4
 
 
