@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from hscr.errors import InvalidImage, InvalidInput
-from service.deps import Admitted, Gateway
+from service.deps import Admitted, state_of
 from service.limits import image_bytes
 from service.schemas import ImageBody
 from service.state import State
@@ -49,8 +49,8 @@ def request_digest(body: BaseModel, *more: str, without: set[str] | None = None)
 def json_of(model: type[B]) -> Callable[..., Awaitable[B]]:
     """A dependency that reads a JSON body."""
 
-    async def read(request: Request, state: Gateway, _: Admitted) -> B:
-        return await _parsed(state, model, request)
+    async def read(request: Request, _: Admitted) -> B:
+        return await _parsed(state_of(request), model, request)
 
     return read
 
@@ -58,7 +58,8 @@ def json_of(model: type[B]) -> Callable[..., Awaitable[B]]:
 def upload_of(model: type[U]) -> Callable[..., Awaitable[Upload[U]]]:
     """A dependency that reads a JSON body with a base64 image, or a form with an image file."""
 
-    async def read(request: Request, state: Gateway, _: Admitted) -> Upload[U]:
+    async def read(request: Request, _: Admitted) -> Upload[U]:
+        state = state_of(request)
         if _media_type(request) != "multipart/form-data":
             body = await _parsed(state, model, request)
             return Upload(body, await state.images(image_bytes, body.image))

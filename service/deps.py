@@ -1,7 +1,7 @@
 """What routes ask for: the state, the caller in a role, a place in the queue, and a stack for the request."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request
@@ -13,10 +13,15 @@ from service.security import require_role
 from service.state import State
 
 
-async def _state(request: Request) -> State:  # FastAPI would run a plain function in another thread
+def state_of(request: Request) -> State:
+    """For dependencies: FastAPI walks through all that one depends on, once for each that depends on it."""
     state = request.app.state.gateway
     assert isinstance(state, State)
     return state
+
+
+async def _state(request: Request) -> State:  # FastAPI would run a plain function in another thread
+    return state_of(request)
 
 
 Gateway = Annotated[State, Depends(_state)]
@@ -25,34 +30,48 @@ Gateway = Annotated[State, Depends(_state)]
 _SCHEME = HTTPBearer(auto_error=False, bearerFormat="hscr_sk_...", description="made by `hscr keys create`")
 
 
-def _caller(role: Role) -> Callable[..., Awaitable[ApiKey]]:
-    async def caller(request: Request, state: Gateway, _: Annotated[object, Depends(_SCHEME)]) -> ApiKey:
-        try:
-            key = await state.authenticator.caller(request.headers)
-            request.state.key_id = key.id
+@contextmanager
+def _refusals_counted(state: State) -> Iterator[None]:
+    try:
+        yield
+    except HscrError as error:
+        state.metrics.rejected.labels(error.slug).inc()
+        raise
+
+
+async def _caller(request: Request, _: Annotated[object, Depends(_SCHEME)]) -> ApiKey:
+    """Looked up once for a request, however many of its dependencies ask."""
+    state = state_of(request)
+    with _refusals_counted(state):
+        key = await state.authenticator.caller(request.headers)
+    request.state.key_id = key.id
+    return key
+
+
+Client = Annotated[ApiKey, Depends(_caller)]
+"""Whoever has a key: no role is below this one."""
+
+
+def _in_role(role: Role) -> Callable[..., Awaitable[ApiKey]]:
+    async def caller(request: Request, key: Client) -> ApiKey:
+        with _refusals_counted(state_of(request)):
             require_role(key, role)
-        except HscrError as error:
-            state.metrics.rejected.labels(error.slug).inc()
-            raise
         return key
 
     return caller
 
 
-Client = Annotated[ApiKey, Depends(_caller(Role.CLIENT))]
-Reviewer = Annotated[ApiKey, Depends(_caller(Role.REVIEWER))]
-Operator = Annotated[ApiKey, Depends(_caller(Role.OPERATOR))]
+Reviewer = Annotated[ApiKey, Depends(_in_role(Role.REVIEWER))]
+Operator = Annotated[ApiKey, Depends(_in_role(Role.OPERATOR))]
 
 
-async def _admitted(state: Gateway, _caller: Client) -> AsyncIterator[AsyncExitStack]:
+async def _admitted(request: Request, _caller: Client) -> AsyncIterator[AsyncExitStack]:
     """One place among the questions in flight, freed with all the stack holds when the response has ended."""
+    state = state_of(request)
     async with AsyncExitStack() as stack:
-        try:
+        with _refusals_counted(state):
             state.pointer.require_fresh()
             stack.enter_context(state.admission.slot())
-        except HscrError as error:
-            state.metrics.rejected.labels(error.slug).inc()
-            raise
         yield stack
 
 

@@ -19,11 +19,14 @@ REMEDY = "Send `Authorization: Bearer hscr_sk_...`; `hscr keys create` makes a k
 
 
 class Authenticator:
-    def __init__(self, store: Store, threads: Threads, settings: GatewaySettings) -> None:
+    def __init__(
+        self, known: Together[str, ApiKey | None], store: Store, threads: Threads, settings: GatewaySettings
+    ) -> None:
+        """`known` tells the live key with a secret."""
+        self._known = known
         self._store = store
         self._threads = threads
         self._settings = settings
-        self._known = Together(threads, store.keys.verify_all)
 
     async def caller(self, headers: Mapping[str, str]) -> ApiKey:
         """Raises Unauthenticated."""

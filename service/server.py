@@ -1,5 +1,7 @@
 """The gateway's end: not ready, then deaf, then gone once what it had begun is done."""
 
+import gc
+import socket
 import time
 from types import FrameType
 
@@ -20,6 +22,14 @@ class Server(uvicorn.Server):
         self._leaving = leaving
         self._notice = notice
         self._deaf_at = float("inf")
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by the server once its event loop runs."""
+        await super().startup(sockets)
+        # What lives as long as the process is not looked through again: a collection of its 180,000 objects
+        # takes 60 to 110 ms, and every request waits.
+        gc.collect()
+        gc.freeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal."""

@@ -8,6 +8,7 @@ from hscr.records import Job
 from hscr.store.jobs import Asked
 from hscr.store.store import Store
 from service.engines import EnginePool
+from service.entrance import entrance
 from service.findings import LastFindings
 from service.limits import Admission
 from service.metrics import Metrics
@@ -51,6 +52,8 @@ async def opened(settings: GatewaySettings, metrics: Metrics, leaving: Leaving) 
         stack.callback(db.close)
         stack.callback(images.close)
         store = stack.enter_context(await db(Store.open, settings))
+        door = entrance(store, db)
+        stack.push_async_callback(door.close)
         engines = EnginePool(settings, metrics)
         stack.push_async_callback(engines.close)
         pointer = PointerWatcher(store, engines, settings)
@@ -70,13 +73,13 @@ async def opened(settings: GatewaySettings, metrics: Metrics, leaving: Leaving) 
             metrics=metrics,
             store=store,
             db=db,
-            submit=Together(db, store.jobs.submit_all),
+            submit=Together(door.submit_all),
             images=images,
             engines=engines,
             pointer=pointer,
             findings=findings,
             admission=Admission(settings.max_in_flight, engines.retry_after),
-            authenticator=Authenticator(store, db, settings),
+            authenticator=Authenticator(Together(door.verify_all), store, db, settings),
             study_key=settings.study_key(),
             leaving=leaving,
         )

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -36,10 +36,9 @@ class Together(Generic[A, T]):
     """
 
     def __init__(
-        self, threads: Threads, many: Callable[[Sequence[A]], Sequence[T | HscrError]], *, most: int = 64
+        self, many: Callable[[Sequence[A]], Awaitable[Sequence[T | HscrError]]], *, most: int = 64
     ) -> None:
         """`many` takes at most `most` arguments and returns a result, or an error to raise, for each."""
-        self._threads = threads
         self._many = many
         self._most = most
         self._waiting: deque[tuple[A, asyncio.Future[T]]] = deque()
@@ -66,7 +65,7 @@ class Together(Generic[A, T]):
     async def _take(self, turn: Sequence[tuple[A, asyncio.Future[T]]]) -> None:
         outcomes: Sequence[T | Exception]
         try:
-            outcomes = await self._threads(self._many, [argument for argument, _ in turn])
+            outcomes = await self._many([argument for argument, _ in turn])
         except Exception as error:  # noqa: BLE001  whoever waits gets it
             if len(turn) == 1 or isinstance(error, StoreError):  # the store is away, for all of them
                 outcomes = [error] * len(turn)

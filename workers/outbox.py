@@ -58,13 +58,18 @@ def relay(
 
 def send_due(store: Store, app: Celery) -> int:
     """Send every due entry in order; returns how many. Raises OperationalError when the queue is away."""
+    due = store.jobs.due()
+    if not due:
+        return 0
     sent: list[int] = []
     try:
-        for entry, job_id, kind in store.jobs.due():
-            fault_point("relay.due")
-            app.send_task(task_name(kind), [job_id], queue=QUEUE_OF[kind], retry=False)
-            fault_point("relay.sent")
-            sent.append(entry)
+        with app.producer_or_acquire() as producer:
+            for entry, job_id, kind in due:
+                fault_point("relay.due")
+                queue = QUEUE_OF[kind]
+                app.send_task(task_name(kind), [job_id], queue=queue, retry=False, producer=producer)
+                fault_point("relay.sent")
+                sent.append(entry)
     finally:
         if sent:
             store.jobs.mark_sent(sent)

@@ -49,7 +49,7 @@ class Database:
     def __init__(self, url: str) -> None:
         """Raises StoreError for what is no URL of a database this store speaks to."""
         self.url = database_url(url)
-        if self.url.get_backend_name() == "sqlite":
+        if not self.speaks_postgresql:
             self._engine = self._reader = self._looker = create_engine(self.url, **_POOL)
             _prepare_sqlite(self._engine, self.url)
         else:
@@ -61,13 +61,13 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """One state of the database for all queries of the block. Raises DatabaseUnavailable."""
-        with _answering(), self._reader.connect() as connection, connection.begin():
+        with answering(), self._reader.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def look(self) -> Iterator[Connection]:
         """For one query, which needs no BEGIN and COMMIT around it. Raises DatabaseUnavailable."""
-        with _answering(), self._looker.connect() as connection:
+        with answering(), self._looker.connect() as connection:
             yield connection
 
     @contextmanager
@@ -76,10 +76,20 @@ class Database:
 
         Raises DatabaseUnavailable, StoreFull, StoreReadOnly.
         """
-        with _answering(), self._engine.connect() as connection:
+        with answering(), self._engine.connect() as connection:
             writer = connection.execution_options(**{WRITE: True})
             with disk_errors(), writer.begin():
                 yield writer
+
+    @property
+    def speaks_postgresql(self) -> bool:
+        return self.url.get_backend_name() == "postgresql"
+
+    @property
+    def driver_arguments(self) -> dict[str, Any]:
+        """What PostgreSQL's driver connects by."""
+        _, named = self._engine.dialect.create_connect_args(self.url)
+        return {**named, **_POSTGRES}
 
     @property
     def folders(self) -> list[Path]:
@@ -105,11 +115,11 @@ class Database:
 
     def upgrade(self, revision: str = "head") -> None:
         """Migrate. Only `hscr db upgrade` calls this. Raises DatabaseUnavailable."""
-        with _answering():
+        with answering():
             command.upgrade(self._alembic(), revision)
 
     def downgrade(self, revision: str) -> None:
-        with _answering():
+        with answering():
             command.downgrade(self._alembic(), revision)
 
     def _alembic(self) -> AlembicConfig:
@@ -147,8 +157,11 @@ def database_url(url: str) -> URL:
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
-    """The many ways in which a database is away, or locked for too long, are one error to our callers."""
+def answering() -> Iterator[None]:
+    """The many ways in which a database is away, or locked for too long, are one error to our callers.
+
+    Raises DatabaseUnavailable.
+    """
     try:
         yield
     except (OperationalError, InterfaceError, PoolTimeout) as error:

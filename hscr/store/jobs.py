@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Self
 
-from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, Select, bindparam, func, insert, or_, select, update
 
 from hscr.errors import Conflict, HscrError, IdempotencyConflict, LeaseLost, NotFound
 from hscr.records import Job, JobEvent, JobKind, JobState, now
@@ -23,6 +23,14 @@ MAX_FAILURES = 3
 _RESENT = 1000
 """messages at most that one sweep takes for forgotten: a long queue is not doubled at each"""
 _NEW_JOB, _DUE, _TOLD = insert(jobs), insert(outbox).inline(), insert(job_events)
+_ARE_DUE = (  # building a statement takes as long as sending it
+    select(outbox.c.id, outbox.c.job_id, outbox.c.kind)
+    # A kind that only a newer version knows waits for that version and holds up nothing.
+    .where(outbox.c.sent_at.is_(None), outbox.c.kind.in_(list(JobKind)))
+    .order_by(outbox.c.id)
+    .limit(bindparam("limit"))
+)
+_SENT = update(outbox).where(outbox.c.id.in_(bindparam("entries", expanding=True)))
 _FIELDS = [column for column in jobs.c if column.name in Job.model_fields]
 
 
@@ -216,16 +224,13 @@ class Jobs:
 
     def due(self, limit: int = 100) -> Sequence[tuple[int, str, JobKind]]:
         """Outbox entries not yet sent: (entry, job id, kind)."""
-        # A kind that only a newer version knows waits for that version and holds up nothing.
-        known = (outbox.c.sent_at.is_(None), outbox.c.kind.in_(list(JobKind)))
-        query = select(outbox.c.id, outbox.c.job_id, outbox.c.kind).where(*known)
-        with self._database.read() as connection:
-            rows = connection.execute(query.order_by(outbox.c.id).limit(limit)).all()
+        with self._database.look() as connection:
+            rows = connection.execute(_ARE_DUE, {"limit": limit}).all()
         return [(row.id, row.job_id, JobKind(row.kind)) for row in rows]
 
     def mark_sent(self, entries: Sequence[int]) -> None:
         with self._database.write() as connection:
-            connection.execute(update(outbox).where(outbox.c.id.in_(entries)).values(sent_at=now()))
+            connection.execute(_SENT, {"entries": entries, "sent_at": now()})
 
     def resend(self, *, unclaimed_for: timedelta, silent_for: timedelta) -> list[str]:
         """Send again what a dead worker held or the queue forgot; park what failed too often.

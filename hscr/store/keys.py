@@ -3,24 +3,27 @@
 import hashlib
 import re
 import secrets
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, bindparam, insert, select, update
+from sqlalchemy import ColumnElement, Connection, String, bindparam, func, insert, select, update
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from hscr.errors import Conflict, IdempotencyConflict, InvalidInput, NotFound
 from hscr.records import ApiKey, Role, new_id, now
 from hscr.store.database import Database
+from hscr.store.line import Statement
 from hscr.store.tables import api_keys, idempotency_keys
 from hscr.store.writers import add_new, ensuring
 
 PREFIX = "hscr_sk_"
 _SECRET = re.compile(rf"{PREFIX}[A-Za-z0-9_-]{{43,}}")
 _NEW_SECRET = "`echo hscr_sk_$(openssl rand -hex 32)` makes a secret."
-_LIVE = select(api_keys).where(
-    api_keys.c.hash.in_(bindparam("hashes", expanding=True)), api_keys.c.revoked_at.is_(None)
-)
+_LIVE = select(api_keys).where(api_keys.c.revoked_at.is_(None))
+_FIND_LIVE = _LIVE.where(api_keys.c.hash.in_(bindparam("hashes", expanding=True)))
+FIND_LIVE = Statement.of(_LIVE.where(api_keys.c.hash == func.any(bindparam("hashes", type_=ARRAY(String)))))
+"""Of PostgreSQL: the rows of the live keys with these hashes."""
 
 
 class Keys:
@@ -82,11 +85,10 @@ class Keys:
 
     def verify_all(self, secrets: Sequence[str]) -> list[ApiKey | None]:
         """`verify` for each, by one query."""
-        hashes = [_hash(secret) for secret in secrets]
+        hashes = hashes_of(secrets)
         with self._database.look() as connection:
-            rows = connection.execute(_LIVE, {"hashes": sorted(set(hashes))}).mappings().all()
-        live = {row["hash"]: _key(dict(row)) for row in rows}
-        return [live.get(each) for each in hashes]
+            rows = connection.execute(_FIND_LIVE, {"hashes": sorted(set(hashes))}).mappings().all()
+        return in_order(hashes, rows)
 
     def page(self) -> list[ApiKey]:
         with self._database.read() as connection:
@@ -133,13 +135,13 @@ def claim_new(connection: Connection, claims: Sequence[Claim]) -> Set[str]:
     In the order of the keys, so that two writers with the same ones do not wait for each other.
     """
     for claim in claims:
-        _check_length(claim.key)
+        check_length(claim.key)
     rows = [{**claim._asdict(), "created_at": now()} for claim in sorted(claims)]
     return add_new(connection, idempotency_keys, idempotency_keys.c.resource, rows)
 
 
 def find_idempotency(connection: Connection, owner: str, key: str, request_digest: str) -> str | None:
-    _check_length(key)
+    check_length(key)
     query = select(idempotency_keys).where(idempotency_keys.c.owner == owner, idempotency_keys.c.key == key)
     row = connection.execute(query).mappings().first()
     if row is None:
@@ -152,7 +154,8 @@ def find_idempotency(connection: Connection, owner: str, key: str, request_diges
     return str(row["resource"])
 
 
-def _check_length(key: str) -> None:
+def check_length(key: str) -> None:
+    """Raises Conflict."""
     if len(key) > 200:
         raise Conflict("The Idempotency-Key is longer than 200 characters.", remedy="Send a UUID.")
 
@@ -186,6 +189,16 @@ def _terms(key: ApiKey) -> dict[str, Any]:
 def _first(connection: Connection, condition: ColumnElement[bool]) -> ApiKey | None:
     row = connection.execute(select(api_keys).where(condition).limit(1)).mappings().first()
     return None if row is None else _key(dict(row))
+
+
+def hashes_of(secrets: Sequence[str]) -> list[str]:
+    return [_hash(secret) for secret in secrets]
+
+
+def in_order(hashes: Sequence[str], rows: Iterable[Mapping[Any, Any]]) -> list[ApiKey | None]:
+    """For each hash the key among the rows of live ones, or None."""
+    live = {row["hash"]: _key(dict(row)) for row in rows}
+    return [live.get(each) for each in hashes]
 
 
 def _hash(secret: str) -> str:

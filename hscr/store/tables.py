@@ -29,6 +29,15 @@ metadata = MetaData(
 )
 
 
+def without_zone(moment: datetime) -> datetime:
+    """The same moment as the database keeps it: in UTC, without saying so."""
+    return moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def with_zone(kept: datetime | None) -> datetime | None:
+    return None if kept is None else kept.replace(tzinfo=UTC)
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """Timezone-aware in Python, UTC in the database (SQLite would forget the zone)."""
 
@@ -36,10 +45,10 @@ class UtcDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+        return None if value is None else without_zone(value)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        return None if value is None else value.replace(tzinfo=UTC)
+        return with_zone(value)
 
 
 def _id(length: int = 80) -> Column[str]:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 
 import pytest
 
@@ -39,7 +40,7 @@ def turns() -> Iterator[Turns]:
 def run(turns: Turns, test: Callable[[Together[int, int]], Awaitable[None]], **options: int) -> None:
     threads = Threads(4, "test")
     try:
-        asyncio.run(test(Together(threads, turns, **options)))
+        asyncio.run(test(Together(partial(threads, turns), **options)))
     finally:
         turns.let_go(1000)
         threads.close()

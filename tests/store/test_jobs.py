@@ -81,7 +81,7 @@ def test_a_look_at_the_outbox_takes_as_long_however_much_was_sent(store: Store) 
     store.jobs.submit_all([Asked(Job(kind=JobKind.SCORE)) for _ in range(2000)])
     store.jobs.mark_sent([entry for entry, _, _ in store.jobs.due(limit=2000)])
     asked: list[tuple[str, Any]] = []
-    event.listen(store.database._reader, "before_cursor_execute", lambda *call: asked.append(call[2:4]))
+    event.listen(store.database._looker, "before_cursor_execute", lambda *call: asked.append(call[2:4]))
     assert store.jobs.due() == []
     explain = {"sqlite": "EXPLAIN QUERY PLAN ", "postgresql": "EXPLAIN "}
     with store.database.read() as connection:

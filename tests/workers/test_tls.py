@@ -3,6 +3,7 @@
 PostgreSQL ends TLS itself; the queue's server here was built without, so a front does it.
 """
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hscr.errors import DatabaseUnavailable
 from hscr.probes import redis_trouble
 from hscr.records import JobState
 from hscr.store.database import Database
+from hscr.store.line import Line, Statement
 from hscr.store.store import Store
 from tests.certificates import Certificates, TlsFront
 from tests.postgres_server import PostgresServer
@@ -94,9 +96,31 @@ def test_a_database_of_another_authority_or_name_is_refused_and_the_remedy_names
         verified(secured, authority=Path("/nowhere/ca.crt")),
         verified(secured, host="127.0.0.1"),
     ):
-        with pytest.raises(DatabaseUnavailable, match="certificate") as caught:
-            Database(url).revision()
-        assert "sslrootcert" in caught.value.remedy
+        for ask in (lambda url: Database(url).revision(), by_line):
+            with pytest.raises(DatabaseUnavailable, match="certificate") as caught:
+                ask(url)
+            assert "sslrootcert" in caught.value.remedy
+
+
+def test_a_gateways_own_lines_go_over_tls(secured: PostgresServer) -> None:
+    (row,) = by_line(verified(secured))
+    assert row == {"ssl": True}
+
+
+def by_line(url: str) -> list[dict[str, object]]:
+    """Whether the line itself is encrypted, asked through it."""
+
+    async def asked() -> list[dict[str, object]]:
+        line = Line(Database(url))
+        try:
+            return await line(Statement(_MINE, {}, []))
+        finally:
+            await line.close()
+
+    return asyncio.run(asked())
+
+
+_MINE = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
 
 
 def test_a_queue_of_another_authority_or_name_is_refused(
