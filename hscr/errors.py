@@ -131,6 +131,10 @@ class Conflict(HscrError):
     title = "The request contradicts the present state"
 
 
+class NotLoaded(Conflict):
+    """A version cannot serve yet, or a replica fell silent: to be waited for."""
+
+
 class IdempotencyConflict(Conflict):
     slug = "idempotency-conflict"
     title = "This idempotency key was used for another request"

@@ -1,12 +1,13 @@
 """The release job: every replica loads the version first, then one row changes."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from hscr.errors import DatabaseUnavailable, HscrError, LeaseLost
+from hscr.errors import DatabaseUnavailable, HscrError, LeaseLost, NotLoaded
 from hscr.faults import fault_point
 from hscr.records import Pointer
 from hscr.store.releases import Releases, canary_in, promote_in
@@ -25,14 +26,25 @@ def release(services: Services, lease: Lease) -> Done:
     if _moved(present, payload):
         return Done({"already_active": True, **_told(present)})
     with _candidate(services.store.releases, payload):
+        lease.hold(payload.version_name)  # also while another release names another candidate
+        moved = _promoted(services, lease, payload)
+        fault_point("release.flipped")
+    return Done({"already_active": False, **_told(moved)})
+
+
+def _promoted(services: Services, lease: Lease, payload: ReleasePayload) -> Pointer:
+    """A replica that is silent at the flip, as after a database stood still, is waited for again."""
+    until = time.monotonic() + services.settings.rollout_seconds
+    while True:
         if payload.version_name is not None:
-            lease.hold(payload.version_name)  # also while another release names another candidate
             await_loaded(services, lease, payload.version_name)
             log.info("%s is loaded on every live replica", payload.version_name)
         fault_point("release.loaded")
-        moved = _promote(services, lease, payload)
-        fault_point("release.flipped")
-    return Done({"already_active": False, **_told(moved)})
+        try:
+            return _promote(services, lease, payload)
+        except NotLoaded:
+            if time.monotonic() > until:
+                raise
 
 
 def _moved(present: Pointer, payload: ReleasePayload) -> bool:

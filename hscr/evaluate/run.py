@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
-from hscr.errors import InvalidInput, InvalidQuestion, JobCancelled
+from hscr.errors import InvalidInput, InvalidQuestion, InvalidRecord, JobCancelled
 from hscr.evaluate.metrics import score
 from hscr.evaluate.outcome import Outcome
 from hscr.evaluate.suites import Suite, SuiteItem
@@ -61,12 +61,13 @@ def require_askable(suite: Suite) -> None:
 
 
 def require_readable(suite: Suite, chat: Chat) -> None:
-    """Raises InvalidQuestion that names the question which the model cannot be asked."""
+    """Raises InvalidQuestion, InvalidRecord; they name what the model cannot read as a question or answer."""
     for item in suite.items:
         try:
             chat.prompt_ids(item.question)
-        except InvalidQuestion as error:
-            raise InvalidQuestion(
+            chat.completion_ids(item.truth)
+        except (InvalidQuestion, InvalidRecord) as error:
+            raise type(error)(
                 f"Question {item.id} of the suite {suite.name}: {error.detail}", remedy=error.remedy
             ) from error
 

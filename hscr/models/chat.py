@@ -1,9 +1,13 @@
 """Conversations as token ids: the chat template around user text that can never act as control."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from hscr.errors import InvalidQuestion, InvalidRecord
+from jinja2 import TemplateError
+from transformers import AutoProcessor
+
+from hscr.errors import InvalidCheckpoint, InvalidQuestion, InvalidRecord
 
 Message = dict[str, Any]
 
@@ -14,6 +18,21 @@ def context_length(config: Any) -> int:
     window = getattr(text, "sliding_window", None) or text.max_position_embeddings
     # Every token sees all before it, so a conversation ends where a sliding window would begin to slide.
     return int(min(text.max_position_embeddings, window))
+
+
+def read_processor(folder: str | Path) -> Any:
+    """Tokenizer, image processor and chat template of a model's folder.
+
+    Raises InvalidCheckpoint for a file that says something else than it should; OSError, ValueError, KeyError
+    for what is not there.
+    """
+    try:
+        return AutoProcessor.from_pretrained(folder)
+    except (AttributeError, TypeError) as error:
+        raise InvalidCheckpoint(
+            f"{folder}: a configuration of the tokenizer or the image processor cannot be read: {error}.",
+            remedy="Delete that folder and convert or download the model again.",
+        ) from error
 
 
 class Chat:
@@ -28,9 +47,24 @@ class Chat:
         self._image_length = image_token_count
         self._limit = context
         # What stands before an answer: a tokenizer may read the same text otherwise at a string's start.
-        prompt = self.prompt("x")
+        prompt = self._checked_prompt()
         self._anchor = prompt[len(prompt.rstrip().rpartition(" ")[0]) :]
         self._lead = self._answer_lead(prompt)
+
+    def _checked_prompt(self) -> str:
+        """Raises InvalidCheckpoint for a chat template that cannot put a question about an image."""
+        try:
+            prompt = self.prompt("x")
+            images = self._encode(prompt).count(self.image_token_id)
+            why = None if images == 1 else f"it shows {images} images to a question about one"
+        except (ValueError, TemplateError) as error:
+            prompt, why = "", str(error)
+        if why is not None:
+            raise InvalidCheckpoint(
+                f"The model's chat template cannot be used: {why.rstrip('.')}.",
+                remedy="Take chat_template.jinja from where the model came from, or convert it again.",
+            )
+        return prompt
 
     def prompt(self, question: str) -> str:
         """The chat template's text for one user turn with an image. Raises InvalidQuestion."""

@@ -12,11 +12,11 @@ from typing import Any, Self
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from hscr.errors import NotFound
-from hscr.models.chat import Chat, context_length
+from hscr.models.chat import Chat, context_length, read_processor
 from hscr.models.digest import model_digest
 from hscr.models.language import tokens_at_once
 from hscr.models.sight import Sight, numeric_mode
@@ -51,7 +51,7 @@ class Encoder(Chat, Sight):
         for module, prefix in ((tower, _TOWER), (projector, _PROJECTOR)):
             _fill(module, _weights(Path(path), prefix), path)
             module.to(device, getattr(torch, dtype)).eval().requires_grad_(False)
-        return cls(Vision(tower, projector, config), AutoProcessor.from_pretrained(path), config, digest)
+        return cls(Vision(tower, projector, config), read_processor(path), config, digest)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -12,14 +12,14 @@ from typing import Any, Literal, Self
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 from transformers.utils import logging
 
 from hscr.config import FinetuneConfig
 from hscr.errors import InvalidCheckpoint, NotFound
 from hscr.models.adapters import Adapters
 from hscr.models.attention import NAME as ROWS
-from hscr.models.chat import Chat, context_length
+from hscr.models.chat import Chat, context_length, read_processor
 from hscr.models.digest import model_digest, template_digest
 from hscr.models.language import Context, Language, Prompts, View
 from hscr.models.quantize import nf4
@@ -55,14 +55,14 @@ class VLM(Chat, Language, Sight):
         """Read a model folder in the hub's layout; frozen, in evaluation mode.
 
         `quantize` holds the language model's weights in four bits (QLoRA).
-        Raises NotFound for a folder that lacks something, InvalidCheckpoint for damaged weights,
-        DependencyMissing.
+        Raises NotFound for a folder that lacks something, InvalidCheckpoint for damaged weights or a damaged
+        configuration, DependencyMissing.
         """
         four_bits = nf4(getattr(torch, dtype), device) if quantize else {}
         logging.disable_progress_bar()
         with _reading(path):
             digest, template = model_digest(path), template_digest(path)
-            processor = AutoProcessor.from_pretrained(path)
+            processor = read_processor(path)
             model, report = LlavaForConditionalGeneration.from_pretrained(
                 path,
                 dtype=getattr(torch, dtype),

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
-from hscr.errors import AdapterRefused, Conflict, GateRefused, NotFound
+from hscr.errors import AdapterRefused, Conflict, GateRefused, NotFound, NotLoaded
 from hscr.records import (
     AdapterState,
     AdapterVersion,
@@ -421,10 +421,11 @@ def _check_gate(connection: Connection, version: str, evaluation: str | None, *,
 
 
 def _check_loaded(connection: Connection, version: str, seen_within: timedelta) -> None:
+    """Raises NotLoaded."""
     live = _replicas(connection, seen_within)
     missing = [replica.id for replica in live if version not in replica.loaded]
     if missing or not live:
-        raise Conflict(
+        raise NotLoaded(
             f"{version} is not loaded on {', '.join(missing) or 'any replica: none is live'}.",
             remedy="Wait for the agents, or read the replica's problem in `hscr status`.",
         )

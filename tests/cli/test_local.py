@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hscr.config import EvaluateConfig, FinetuneConfig, GateConfig, LoopConfig
-from hscr.errors import Conflict, InvalidInput, InvalidQuestion, InvalidRecord, NotFound
+from hscr.errors import Conflict, HscrError, InvalidInput, InvalidQuestion, InvalidRecord, NotFound
 from hscr.local import ask, evaluate_adapter, finetune_records
 from hscr.records import GateVerdict
 from hscr.rows.source import open_rows
@@ -150,14 +150,19 @@ def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
             InvalidQuestion,
             "Question b of the suite asked: .*tokens",
         ),
+        (
+            [("a", "Is it?"), ("b", "Is it so?", "No</s>")],
+            InvalidRecord,
+            "Question b of the suite asked: The answer .*control",
+        ),
     ],
 )
 def test_a_suite_that_cannot_be_asked_is_refused_before_the_adapter_is_looked_at(
-    asked: list[tuple[str, str]], refusal: type[InvalidInput], why: str, samples: Path, tmp_path: Path
+    asked: list[tuple[str, ...]], refusal: type[HscrError], why: str, samples: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "i.png").write_bytes((samples / "00.png").read_bytes())
+    suite, names = tmp_path / "asked.jsonl", ("id", "question", "answer")
     row = {"image": "i.png", "answer": "No", "answer_type": "CLOSED"}
-    suite = tmp_path / "asked.jsonl"
-    suite.write_text("".join(json.dumps(row | {"id": each, "question": text}) + "\n" for each, text in asked))
+    suite.write_text("".join(json.dumps(row | dict(zip(names, each, strict=False))) + "\n" for each in asked))
     with pytest.raises(refusal, match=why):
         evaluate_adapter(PHANTOM, tmp_path / "missing", EvaluateConfig(suite=str(suite)))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hscr.errors import Conflict, InvalidCheckpoint
+from hscr.errors import Conflict, InvalidCheckpoint, InvalidInput
 from hscr.models.convert import verify
 from hscr.models.convert.convert import Options, convert
 from hscr.models.convert.text import IMAGE
@@ -111,6 +111,14 @@ def test_the_checkpoints_own_tower_wins_unless_told_otherwise(tmp_path: Path) ->
         convert(made.folder, out, Options(made.tower, replace_vision_tower=flag), quiet)
         expected = parts.vision.encoder.layers[0].mlp.fc1.bias
         assert torch.equal(load_file(out / "model.safetensors")[name], expected)
+
+
+def test_no_tower_takes_the_place_of_the_checkpoints_own_without_being_named(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    with pytest.raises(InvalidInput, match="No vision tower was named") as refused:
+        convert(made.folder, made.out, Options(replace_vision_tower=True), quiet)
+    assert "--vision-tower" in refused.value.remedy
+    assert not made.out.exists()
 
 
 def test_another_dtype_is_the_rounded_original(checkpoint: Checkpoint) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hscr.errors import InvalidQuestion, InvalidRecord, NotFound
+from hscr.errors import InvalidCheckpoint, InvalidQuestion, InvalidRecord, NotFound
 from hscr.models.digest import model_digest, template_digest
 from hscr.models.vlm import VLM
 from tests.tiny_llava import build, picture
@@ -154,3 +154,22 @@ def test_missing_weights_are_not_invented(tmp_path: Path) -> None:
     save_file({k: v for k, v in weights.items() if "projector" not in k}, file, metadata={"format": "pt"})
     with pytest.raises(NotFound, match="projector"):
         VLM.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "holds", "why"),
+    [
+        ("chat_template.jinja", "", "chat template"),
+        ("chat_template.jinja", "{% for %}", "chat template .*Expected an expression"),
+        ("chat_template.jinja", "{{ messages[0]['role'] }}", "0 images to a question about one"),
+        ("chat_template.jinja", "<image><image>", "2 images"),
+        ("processor_config.json", "[]", "tokenizer or the image processor"),
+        ("tokenizer_config.json", '"x"', "tokenizer or the image processor"),
+    ],
+)
+def test_a_damaged_template_or_configuration_is_told(tmp_path: Path, file: str, holds: str, why: str) -> None:
+    folder = build(tmp_path / "model")
+    (folder / file).write_text(holds)
+    with pytest.raises(InvalidCheckpoint, match=why) as refused:
+        VLM.load(folder)
+    assert "convert" in refused.value.remedy

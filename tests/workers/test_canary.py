@@ -1,8 +1,9 @@
 """When a canary ends by itself, and how a release job starts one."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from workers.contract import ReleasePayload
 from workers.gpu import Gpu
 from workers.leases import Terms, run_job
 from workers.release import release
+from workers.rollout import await_loaded
 from workers.services import Services
 from workers.settings import WorkerSettings
 
@@ -38,12 +40,38 @@ def services(settings: WorkerSettings, store: Store) -> Services:
     return Services(settings.model_copy(update={"rollout_seconds": 0.5}), store, Gpu(settings))
 
 
-def report(store: Store, *loaded: str) -> None:
+def report(store: Store, *loaded: str, seen_at: datetime | None = None) -> None:
     standing = Replica(
         id="one", address="http://127.0.0.1:9", model="m", model_digest="d", engine="e/1", ready=True,
-        numeric_mode="cpu/float32", template_digest="t", loaded=loaded, seen_at=now(),
+        numeric_mode="cpu/float32", template_digest="t", loaded=loaded, seen_at=seen_at or now(),
     )  # fmt: skip
     store.releases.report_replica(standing)
+
+
+def test_a_replica_that_fell_silent_at_the_flip_is_waited_for(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    def looked(*asked: Any) -> object:
+        report(services.store, A)
+        looks.append(await_loaded(*asked))
+        if len(looks) == 1:  # the flip waits for a lock, and in the meantime nobody could say that he lives
+            report(services.store, A, seen_at=now() - timedelta(hours=1))
+        return looks[-1]
+
+    monkeypatch.setattr("workers.release.await_loaded", looked)
+    assert run_release(services, A, None).state is JobState.SUCCEEDED
+    assert len(looks) == 2
+
+
+def test_a_replica_that_stays_silent_ends_the_release(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.release.await_loaded", lambda *_: report(services.store))
+    ended = run_release(services, A, None)
+    assert ended.state is JobState.FAILED
+    assert "is not loaded on one" in (ended.error or {})["detail"]
 
 
 def run_release(services: Services, version: str | None, share: float | None, **terms: bool) -> Job:

@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, MistralConfig
 
-from hscr.errors import InvalidCheckpoint, NotFound
+from hscr.errors import InvalidCheckpoint, InvalidInput, NotFound
 from hscr.models.convert.stated import read_json
 from hscr.models.convert.weights import Weights
 
@@ -107,8 +107,13 @@ class Original:
     def open(cls, folder: Path, tower: Path | None = None, *, replace_tower: bool = False) -> Self:
         """tower: a CLIP model in the hub's layout; its weights serve where the checkpoint has none.
 
-        Raises NotFound, InvalidCheckpoint.
+        Raises NotFound, InvalidCheckpoint, InvalidInput.
         """
+        if replace_tower and tower is None:
+            raise InvalidInput(
+                "No vision tower was named to take the checkpoint's place.",
+                remedy="Name its folder with --vision-tower, or leave --replace-vision-tower out.",
+            )
         raw = _read_config(folder)
         weights = Weights(folder)
         tensors = {_rename(name): Located(weights, name) for name in weights if not _COMPUTED.search(name)}
