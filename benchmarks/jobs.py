@@ -130,8 +130,7 @@ async def measure(options: argparse.Namespace, stand: Stand, store: Store, secre
     queue: asyncio.Queue[str] = asyncio.Queue()
     followers = [asyncio.create_task(followed(stand, secret, queue, told)) for _ in range(2)]
     began = time.monotonic()
-    rate = options.kill_rate or most / 4
-    killed = asyncio.create_task(killing(stand, clients, rate, options.kills, options.every))
+    killed = asyncio.create_task(killing(stand, clients, options.kill_rate, options.kills, options.every))
     while not killed.done():
         await asyncio.sleep(1)
         with suppress(IndexError):
@@ -201,9 +200,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--every", type=float, default=3, help="mean seconds between two kills")
-    parser.add_argument(
-        "--kill-rate", type=float, help="submissions a second meanwhile; a quarter of the greatest"
-    )
+    parser.add_argument("--kill-rate", type=float, default=_GOAL / 4, help="submissions a second meanwhile")
     options = parser.parse_args()
     if programs() is None:
         raise SystemExit("PostgreSQL is not installed: apt-get install postgresql")
