@@ -1,11 +1,7 @@
 """Conversations as token ids: the chat template around user text that can never act as control."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-from jinja2 import TemplateError
-from transformers import AutoProcessor
 
 from hscr.errors import InvalidCheckpoint, InvalidQuestion, InvalidRecord
 
@@ -18,21 +14,6 @@ def context_length(config: Any) -> int:
     window = getattr(text, "sliding_window", None) or text.max_position_embeddings
     # Every token sees all before it, so a conversation ends where a sliding window would begin to slide.
     return int(min(text.max_position_embeddings, window))
-
-
-def read_processor(folder: str | Path) -> Any:
-    """Tokenizer, image processor and chat template of a model's folder.
-
-    Raises InvalidCheckpoint for a file that says something else than it should; OSError, ValueError, KeyError
-    for what is not there.
-    """
-    try:
-        return AutoProcessor.from_pretrained(folder)
-    except (AttributeError, TypeError) as error:
-        raise InvalidCheckpoint(
-            f"{folder}: a configuration of the tokenizer or the image processor cannot be read: {error}.",
-            remedy="Delete that folder and convert or download the model again.",
-        ) from error
 
 
 class Chat:
@@ -53,6 +34,8 @@ class Chat:
 
     def _checked_prompt(self) -> str:
         """Raises InvalidCheckpoint for a chat template that cannot put a question about an image."""
+        from jinja2 import TemplateError  # noqa: PLC0415  comes with transformers
+
         try:
             prompt = self.prompt("x")
             images = self._encode(prompt).count(self.image_token_id)

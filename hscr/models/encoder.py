@@ -16,9 +16,10 @@ from transformers import AutoConfig, AutoModel
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from hscr.errors import NotFound
-from hscr.models.chat import Chat, context_length, read_processor
+from hscr.models.chat import Chat, context_length
 from hscr.models.digest import model_digest
 from hscr.models.language import tokens_at_once
+from hscr.models.processor import read_processor
 from hscr.models.sight import Sight, numeric_mode
 from hscr.models.vision import Vision
 from hscr.models.vocabulary import Vocabulary

@@ -19,9 +19,10 @@ from hscr.config import FinetuneConfig
 from hscr.errors import InvalidCheckpoint, NotFound
 from hscr.models.adapters import Adapters
 from hscr.models.attention import NAME as ROWS
-from hscr.models.chat import Chat, context_length, read_processor
+from hscr.models.chat import Chat, context_length
 from hscr.models.digest import model_digest, template_digest
 from hscr.models.language import Context, Language, Prompts, View
+from hscr.models.processor import read_processor
 from hscr.models.quantize import nf4
 from hscr.models.sight import Sight, numeric_mode
 from hscr.models.vision import Vision
