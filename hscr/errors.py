@@ -15,6 +15,7 @@ HscrError
 ├── NotFound                     no such row, blob, adapter or job
 ├── Gone                         it existed and has expired or was deleted
 ├── Conflict                     the request contradicts the present state
+│   ├── NotLoaded                a version that cannot serve yet, or a replica that fell silent
 │   ├── IdempotencyConflict      one idempotency key with two different bodies
 │   └── LeaseLost                another attempt owns this job: write nothing more
 ├── GateRefused                  the evaluation did not pass and nobody overrode it

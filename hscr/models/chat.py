@@ -38,15 +38,11 @@ class Chat:
 
         try:
             prompt = self.prompt("x")
-            images = self._encode(prompt).count(self.image_token_id)
-            why = None if images == 1 else f"it shows {images} images to a question about one"
         except (ValueError, TemplateError) as error:
-            prompt, why = "", str(error)
-        if why is not None:
-            raise InvalidCheckpoint(
-                f"The model's chat template cannot be used: {why.rstrip('.')}.",
-                remedy="Take chat_template.jinja from where the model came from, or convert it again.",
-            )
+            raise _unusable(str(error)) from error
+        images = self._encode(prompt).count(self.image_token_id)
+        if images != 1:
+            raise _unusable(f"it shows {images} images to a question about one")
         return prompt
 
     def prompt(self, question: str) -> str:
@@ -145,3 +141,10 @@ class Chat:
 def _with_text(message: Message, text: str) -> Message:
     parts = [{**part, "text": text} if part["type"] == "text" else part for part in message["content"]]
     return {**message, "content": parts}
+
+
+def _unusable(why: str) -> InvalidCheckpoint:
+    return InvalidCheckpoint(
+        f"The model's chat template cannot be used: {why.rstrip('.')}.",
+        remedy="Take chat_template.jinja from where the model came from, or convert it again.",
+    )

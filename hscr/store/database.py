@@ -94,7 +94,7 @@ class Database:
     @property
     def folders(self) -> list[Path]:
         """Where the rows are, as far as that is on this machine."""
-        local = self.url.get_backend_name() == "sqlite" and self.url.database
+        local = not self.speaks_postgresql and self.url.database
         return [Path(local).parent] if local else []
 
     def close(self) -> None:
@@ -179,19 +179,23 @@ def answering() -> Iterator[None]:
         ) from error
 
 
+def spoken_to(idle: Any) -> bool:
+    """Whether there is something to read: the server's goodbye, or the kernel's for a dead connection."""
+    poll = select.poll()
+    poll.register(idle.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def _prepare_postgresql(engine: Engine) -> None:
     """A connection that its server closed is replaced when it leaves the pool, with all others made before.
 
-    An idle socket with something to read carries the server's goodbye, or the kernel's for a dead one. Asking
-    the server each time instead (`pool_pre_ping`) would be a round trip for every transaction.
+    Asking the server each time instead (`pool_pre_ping`) would be a round trip for every transaction.
     """
 
     @event.listens_for(engine, "checkout")
     def _on_checkout(connection: Any, _record: Any, _proxy: Any) -> None:
-        poll = select.poll()
         try:
-            poll.register(connection.fileno(), select.POLLIN)
-            if poll.poll(0):
+            if spoken_to(connection):
                 engine.dialect.do_ping(connection)
         except engine.dialect.loaded_dbapi.Error as error:
             raise InvalidatePoolError from error

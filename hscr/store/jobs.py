@@ -31,7 +31,7 @@ _ARE_DUE = (  # building a statement takes as long as sending it
     .limit(bindparam("limit"))
 )
 _SENT = update(outbox).where(outbox.c.id.in_(bindparam("entries", expanding=True)))
-_FIELDS = [column for column in jobs.c if column.name in Job.model_fields]
+FIELDS = [column for column in jobs.c if column.name in Job.model_fields]
 
 
 class Asked(NamedTuple):
@@ -91,7 +91,7 @@ class Jobs:
     ) -> list[Job]:
         """Newest first."""
         wanted = {jobs.c.kind: kind, jobs.c.state: state, jobs.c.parent: parent}
-        query = select(*_FIELDS).where(
+        query = select(*FIELDS).where(
             *[column == value for column, value in wanted.items() if value is not None]
         )
         if before is not None:
@@ -125,7 +125,7 @@ class Jobs:
                     lease_expires_at=moment + lease,
                     last_event=jobs.c.last_event + 1,
                 )
-                .returning(*_FIELDS, jobs.c.last_event)
+                .returning(*FIELDS, jobs.c.last_event)
             )
             row = taken.mappings().first()
             if row is None:
@@ -242,7 +242,7 @@ class Jobs:
         silent, touched = self._silent(silent_for), []
         with self._database.write() as connection:
             # What somebody else holds right now is neither dead nor forgotten.
-            query = select(*_FIELDS, jobs.c.lease_expires_at).where(
+            query = select(*FIELDS, jobs.c.lease_expires_at).where(
                 jobs.c.id.in_([each.id for each in silent])
             )
             rows = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
@@ -400,7 +400,7 @@ def _problem(error: HscrError) -> dict[str, str]:
 
 
 def _get(connection: Connection, job_id: str, *, lock: bool = False) -> Job:
-    query = select(*_FIELDS).where(jobs.c.id == job_id)
+    query = select(*FIELDS).where(jobs.c.id == job_id)
     row = connection.execute(query.with_for_update() if lock else query).mappings().first()
     if row is None:
         raise NotFound(f"No job {job_id}.", remedy="`GET /v1/jobs` lists them.")
@@ -408,4 +408,4 @@ def _get(connection: Connection, job_id: str, *, lock: bool = False) -> Job:
 
 
 def _job(row: RowMapping) -> Job:
-    return Job.model_validate({column.name: row[column.name] for column in _FIELDS})
+    return Job.model_validate({column.name: row[column.name] for column in FIELDS})

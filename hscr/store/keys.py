@@ -13,7 +13,6 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from hscr.errors import Conflict, IdempotencyConflict, InvalidInput, NotFound
 from hscr.records import ApiKey, Role, new_id, now
 from hscr.store.database import Database
-from hscr.store.line import Statement
 from hscr.store.tables import api_keys, idempotency_keys
 from hscr.store.writers import add_new, ensuring
 
@@ -22,8 +21,8 @@ _SECRET = re.compile(rf"{PREFIX}[A-Za-z0-9_-]{{43,}}")
 _NEW_SECRET = "`echo hscr_sk_$(openssl rand -hex 32)` makes a secret."
 _LIVE = select(api_keys).where(api_keys.c.revoked_at.is_(None))
 _FIND_LIVE = _LIVE.where(api_keys.c.hash.in_(bindparam("hashes", expanding=True)))
-FIND_LIVE = Statement.of(_LIVE.where(api_keys.c.hash == func.any(bindparam("hashes", type_=ARRAY(String)))))
-"""Of PostgreSQL: the rows of the live keys with these hashes."""
+FIND_LIVE = _LIVE.where(api_keys.c.hash == func.any(bindparam("hashes", type_=ARRAY(String))))
+"""For PostgreSQL: the rows of the live keys with these hashes."""
 
 
 class Keys:

@@ -4,14 +4,14 @@ The store is synchronous (decision 3). A thread hop, SQLAlchemy's pool and its r
 long as the statement, most of it from the one interpreter that a gateway is.
 """
 
-import select
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Select
 from sqlalchemy.dialects.postgresql.psycopg import dialect
 from sqlalchemy.exc import DBAPIError
 
-from hscr.store.database import Database, answering
+from hscr.store.database import Database, answering, spoken_to
 from hscr.store.disk import disk_errors
 from hscr.store.tables import UtcDateTime, with_zone
 
@@ -21,21 +21,6 @@ if TYPE_CHECKING:  # imported where a URL names PostgreSQL
 
 
 _DIALECT = dialect()  # type: ignore[no-untyped-call]
-
-
-class Statement(NamedTuple):
-    """As the driver takes it. `fixed` are the parameters that it is always sent with."""
-
-    text: str
-    fixed: dict[str, Any]
-    moments: list[str]
-    """its columns that come without their zone"""
-
-    @classmethod
-    def of(cls, query: Select[*tuple[Any, ...]]) -> Self:
-        compiled = query.compile(dialect=_DIALECT)
-        moments = [each.name for each in query.selected_columns if isinstance(each.type, UtcDateTime)]
-        return cls(str(compiled), dict(compiled.params), moments)
 
 
 class Line:
@@ -48,10 +33,14 @@ class Line:
         self._arguments = database.driver_arguments
         self._connection: AsyncConnection[DictRow] | None = None
 
-    async def __call__(self, statement: Statement, **parameters: Any) -> list[dict[str, Any]]:
-        """The rows. Raises DatabaseUnavailable, StoreFull, StoreReadOnly."""
+    async def __call__(self, query: Select[*tuple[Any, ...]], **parameters: Any) -> list[dict[str, Any]]:
+        """The rows. A query is translated at its first use.
+
+        Raises DatabaseUnavailable, StoreFull, StoreReadOnly.
+        """
         import psycopg  # noqa: PLC0415
 
+        statement = _translated(query)
         with answering(), disk_errors():
             try:
                 connection = await self._connected()
@@ -66,7 +55,7 @@ class Line:
             await self._connection.close()
 
     async def _connected(self) -> "AsyncConnection[DictRow]":
-        if self._connection is not None and not _ended(self._connection):
+        if self._connection is not None and not (self._connection.closed or spoken_to(self._connection)):
             return self._connection
         from psycopg import AsyncConnection  # noqa: PLC0415
         from psycopg.rows import dict_row  # noqa: PLC0415
@@ -79,10 +68,17 @@ class Line:
         return self._connection
 
 
-def _ended(connection: "AsyncConnection[DictRow]") -> bool:
-    """An idle socket with something to read carries the server's goodbye, or the kernel's for a dead one."""
-    if connection.closed:
-        return True
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
+class _Statement(NamedTuple):
+    """As the driver takes it. `fixed` are the parameters that it is always sent with."""
+
+    text: str
+    fixed: dict[str, Any]
+    moments: list[str]
+    """its columns that come without their zone"""
+
+
+@cache
+def _translated(query: Select[*tuple[Any, ...]]) -> _Statement:
+    compiled = query.compile(dialect=_DIALECT)
+    moments = [each.name for each in query.selected_columns if isinstance(each.type, UtcDateTime)]
+    return _Statement(str(compiled), dict(compiled.params), moments)

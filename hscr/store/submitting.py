@@ -28,14 +28,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.types import TypeEngine
 
-from hscr.records import Job
-from hscr.store.jobs import Asked
+from hscr.store.jobs import FIELDS, Asked
 from hscr.store.keys import Claim, check_length
-from hscr.store.line import Statement
 from hscr.store.tables import idempotency_keys, job_events, jobs, outbox, without_zone
 
-_FIELDS = [each for each in jobs.c if each.name in Job.model_fields]
-_DOCUMENTS = {each.name for each in _FIELDS if isinstance(each.type, JSON)}
+_DOCUMENTS = {each.name for each in FIELDS if isinstance(each.type, JSON)}
 
 
 def told(asked: Sequence[Asked]) -> str:
@@ -61,7 +58,7 @@ def _submit() -> Select[str]:
     Its parts see the database as it was before, and of each other only what they return. Keys are claimed in
     their order, so that two writers with the same ones do not wait for each other.
     """
-    fields = [column(each.name, _read_as(each)) for each in _FIELDS]
+    fields = [column(each.name, _read_as(each)) for each in FIELDS]
     claim = [column(name, Text) for name in Claim._fields]
     records = func.json_to_recordset(cast(bindparam("asked", type_=Text), JSON))
     rows = records.table_valued(*fields, *claim, column("place", Integer)).render_derived(with_types=True)
@@ -80,7 +77,7 @@ def _submit() -> Select[str]:
     )
     keyless = asked.c.key.is_(None)
     new = select(asked).where(or_(keyless, asked.c.id.in_(select(claimed.c.resource)))).cte("new")
-    job = {each.name: _kept_as(each, new.c[each.name]) for each in _FIELDS}
+    job = {each.name: _kept_as(each, new.c[each.name]) for each in FIELDS}
     first = {"type": literal("state"), "data": func.json_build_object("state", job["state"])}
     of_job = {"job_id": job["id"], "created_at": job["created_at"]}
     values: dict[Table, dict[str, Any]] = {
@@ -106,4 +103,4 @@ def _kept_as(kept: Column[Any], read: ColumnElement[Any]) -> ColumnElement[Any]:
     return cast(read, JSON) if kept.name in _DOCUMENTS else read
 
 
-SUBMIT = Statement.of(_submit())
+SUBMIT = _submit()

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 from kombu.exceptions import OperationalError
+from sqlalchemy import column, select, text
 
 from hscr.errors import DatabaseUnavailable
 from hscr.probes import redis_trouble
 from hscr.records import JobState
 from hscr.store.database import Database
-from hscr.store.line import Line, Statement
+from hscr.store.line import Line
 from hscr.store.store import Store
 from tests.certificates import Certificates, TlsFront
 from tests.postgres_server import PostgresServer
@@ -113,14 +114,14 @@ def by_line(url: str) -> list[dict[str, object]]:
     async def asked() -> list[dict[str, object]]:
         line = Line(Database(url))
         try:
-            return await line(Statement(_MINE, {}, []))
+            return await line(_MINE)
         finally:
             await line.close()
 
     return asyncio.run(asked())
 
 
-_MINE = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+_MINE = select(column("ssl")).select_from(text("pg_stat_ssl")).where(text("pid = pg_backend_pid()"))
 
 
 def test_a_queue_of_another_authority_or_name_is_refused(
