@@ -81,7 +81,7 @@ def _run(body: Callable[[Services, Lease], Done]) -> Callable[[str], None]:
 
 
 def _sweep() -> None:
-    sweep(services())
+    sweep(services(), app)
 
 
 def _check_store() -> None:

@@ -57,3 +57,9 @@ def verified(url: str) -> str:
     if url.startswith("rediss://") and "ssl_" not in urlsplit(url).query:
         return f"{url}{'&' if urlsplit(url).query else '?'}ssl_cert_reqs=required"
     return url
+
+
+def held(app: Celery, queue: str) -> int:
+    """How many messages wait in a queue. Raises the transport's errors when it is away."""
+    with app.connection_or_acquire() as connection:
+        return int(connection.default_channel.queue_declare(queue).message_count)

@@ -45,7 +45,7 @@ class WorkerSettings(StoreSettings):
     check_store_seconds: float = Field(
         default=3600, gt=0, description="between two comparisons of files and rows"
     )
-    unclaimed_seconds: float = Field(default=60, gt=0, description="then a message counts as lost")
+    unclaimed_seconds: float = Field(default=60, gt=0, description="then a message its queue misses is lost")
     keep_temporary_seconds: float = Field(default=24 * 3600, gt=0, description="age of a forgotten upload")
 
     replica_seen_seconds: float = Field(default=10, gt=0, description="a replica silent for longer is gone")

@@ -1,8 +1,11 @@
 """What nobody else cleans up: dead leases, lost messages, candidates, expired images, scratch files."""
 
 import logging
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
+
+from celery import Celery
 
 from hscr.errors import NotFound
 from hscr.faults import fault_point
@@ -10,14 +13,16 @@ from hscr.records import JobKind, JobState
 from hscr.store.blobs import remove
 from hscr.store.check import check, keep_findings, repair
 from hscr.store.store import Store
+from workers.broker import held
 from workers.checkpoints import drop_ended, drop_handed_over
+from workers.contract import QUEUE_OF
 from workers.copies import drop_left_aside
 from workers.services import Services
 
 log = logging.getLogger(__name__)
 
 
-def sweep(services: Services) -> None:
+def sweep(services: Services, app: Celery) -> None:
     settings, store = services.settings, services.store
     drop_ended(store)
     # First, because on a full disk nothing else can be done.
@@ -26,7 +31,9 @@ def sweep(services: Services) -> None:
     for entry in scratch:
         remove(entry)
     touched = store.jobs.resend(
-        unclaimed_for=timedelta(seconds=settings.unclaimed_seconds), silent_for=settings.lease
+        unclaimed_for=timedelta(seconds=settings.unclaimed_seconds),
+        silent_for=settings.lease,
+        kinds=_missed(store, app),
     )
     fault_point("sweep.resent")
     store.releases.drop_expired_leases()
@@ -56,6 +63,19 @@ def check_store(services: Services) -> None:
     if findings.lost:
         lost = ", ".join((*findings.lost_images, *findings.lost_adapters))
         log.error("store check: rows whose files are gone; restore them from a backup: %s", lost)
+
+
+def _missed(store: Store, app: Celery) -> list[JobKind]:
+    """Kinds with more jobs waiting than their queue holds messages.
+
+    A long queue forgets nothing by being long: whoever sent its messages again would only make it longer.
+    """
+    before = store.jobs.sent()
+    messages = {queue: held(app, queue) for queue in {QUEUE_OF[kind] for kind in before}}
+    waiting: Counter[str] = Counter()
+    for kind, number in (before & store.jobs.sent()).items():  # what came or began meanwhile is not missed
+        waiting[QUEUE_OF[kind]] += number
+    return [kind for kind in JobKind if waiting[QUEUE_OF[kind]] > messages.get(QUEUE_OF[kind], 0)]
 
 
 def _drop_candidate(store: Store) -> None:

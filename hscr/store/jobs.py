@@ -5,12 +5,24 @@ which raises the attempt number, and every write of a task happens inside `fence
 attempt.
 """
 
-from collections.abc import Iterator, Sequence, Set
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence, Set
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Self
 
-from sqlalchemy import Connection, RowMapping, Select, bindparam, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    bindparam,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from hscr.errors import Conflict, HscrError, IdempotencyConflict, LeaseLost, NotFound
 from hscr.records import Job, JobEvent, JobKind, JobState, now
@@ -232,11 +244,25 @@ class Jobs:
         with self._database.write() as connection:
             connection.execute(_SENT, {"entries": entries, "sent_at": now()})
 
-    def resend(self, *, unclaimed_for: timedelta, silent_for: timedelta) -> list[str]:
+    def sent(self) -> Counter[JobKind]:
+        """How many jobs of each kind are queued, with a message that was sent for them."""
+        queued = (jobs.c.state == JobState.QUEUED) & jobs.c.kind.in_(JobKind)
+        query = select(jobs.c.kind, func.count()).where(queued, ~_unsent()).group_by(jobs.c.kind)
+        with self._database.read() as connection:
+            return Counter({JobKind(kind): number for kind, number in connection.execute(query)})
+
+    def resend(
+        self,
+        *,
+        unclaimed_for: timedelta,
+        silent_for: timedelta,
+        kinds: Collection[JobKind] = tuple(JobKind),
+    ) -> list[str]:
         """Send again what a dead worker held or the queue forgot; park what failed too often.
 
         Dead is who has not renewed the lease for `silent_for` while this process looked on, whatever the
-        clocks say. Returns the ids of the jobs that were requeued or parked.
+        clocks say. Only of `kinds` may the queue have forgotten any. Returns the ids of the jobs that were
+        requeued or parked.
         """
         moment = now()
         silent, touched = self._silent(silent_for), []
@@ -249,7 +275,7 @@ class Jobs:
             for row in (row for row in rows if _Held.of(row) in silent):
                 _recover(connection, _job(row))
                 touched.append(row["id"])
-            forgotten = connection.execute(_forgotten(moment, unclaimed_for)).scalars().all()
+            forgotten = connection.execute(_forgotten(moment, unclaimed_for, kinds)).scalars().all()
             connection.execute(update(outbox).where(outbox.c.job_id.in_(forgotten)).values(sent_at=None))
             touched += forgotten
         return touched
@@ -312,15 +338,19 @@ def _outcome(connection: Connection, asked: Asked, new: Set[str]) -> Job | Idemp
     return _get(connection, known)
 
 
-def _forgotten(moment: datetime, unclaimed_for: timedelta) -> Select[str]:
+def _unsent() -> ColumnElement[bool]:
+    return select(outbox.c.id).where(outbox.c.job_id == jobs.c.id, outbox.c.sent_at.is_(None)).exists()
+
+
+def _forgotten(moment: datetime, unclaimed_for: timedelta, kinds: Collection[JobKind]) -> Select[str]:
     """Queued jobs whose newest message was sent long ago and which nobody has claimed since.
 
     A message that was sent well ahead of now was sent before the clock was set back.
     """
     newest = select(func.max(outbox.c.sent_at)).where(outbox.c.job_id == jobs.c.id).scalar_subquery()
-    unsent = select(outbox.c.id).where(outbox.c.job_id == jobs.c.id, outbox.c.sent_at.is_(None)).exists()
     lost = or_(newest < moment - unclaimed_for, newest > moment + abs(unclaimed_for))
-    forgotten = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, lost, ~unsent)
+    queued = jobs.c.state == JobState.QUEUED
+    forgotten = select(jobs.c.id).where(queued, jobs.c.kind.in_(kinds), lost, ~_unsent())
     return forgotten.with_for_update(skip_locked=True).limit(_RESENT)
 
 

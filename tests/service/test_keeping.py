@@ -16,6 +16,7 @@ from tests.service.conftest import IMAGE, b64, replica, serving
 from tests.service.scripted import Exchange, ScriptedEngine, agrees, scripted
 from tests.stored import images_in
 from tests.waiting import wait_until
+from workers.broker import build
 from workers.gpu import Gpu
 from workers.services import Services
 from workers.settings import WorkerSettings
@@ -55,8 +56,14 @@ def test_a_deleted_study_is_forgotten_and_its_tombstone_is_told(gateway, store):
 def test_an_expired_image_takes_no_score_and_its_answer_stays(serve, scripted_engine, settings, store):
     gateway = serve(min_free_bytes=0, image_ttl_hours=1e-6)
     answer = gateway.answered(study="s-1")
-    services = Services(WorkerSettings(home=settings.home), store, Gpu(WorkerSettings(home=settings.home)))
-    wait_until(lambda: (sweep(services), not store.blobs.exists(answer.image.digest))[1], what="the expiry")
+    worker = WorkerSettings(home=settings.home)
+    services, app = Services(worker, store, Gpu(worker)), build(worker)
+
+    def expired() -> bool:
+        sweep(services, app)
+        return not store.blobs.exists(answer.image.digest)
+
+    wait_until(expired, what="the expiry")
     refused = gateway.post(f"/v1/answers/{answer.id}/visual-dependence")
     assert (refused.status_code, refused.json()["type"]) == (410, "/problems/gone")
     assert "expired" in refused.json()["detail"]
