@@ -198,10 +198,10 @@ async def _drained(store: Store) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench-jobs", description=__doc__)
-    parser.add_argument("--gateways", type=int, default=2)
+    parser.add_argument("--gateways", type=int, default=2, help="one is measured, all are killed")
     parser.add_argument("--worker-threads", type=int, default=8)
     parser.add_argument("--warm", type=float, default=3)
-    parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--every", type=float, default=3, help="mean seconds between two kills")
     parser.add_argument("--kill-rate", type=float, default=_GOAL / 4, help="submissions a second meanwhile")
