@@ -69,10 +69,11 @@ bench-jobs: .venv/dev ## Submissions over HTTP with PostgreSQL and Redis, and 50
 bench-sizing: .venv/dev ## One to 32 replicas by simulation: throughput at a p99, a lost replica, a rollout
 	@OMP_NUM_THREADS=1 $(PY) -m benchmarks.sizing --plot docs/benchmarks/sizing.png $(ARGS)
 
-check: .venv/dev .venv-images/ready ## Style, types, import contracts, documentation, Dockerfile and Compose file
+check: .venv/dev .venv-images/ready ## Style, types, import contracts, documentation, the chart's tables, Dockerfile, Compose file
 	@.venv/bin/ruff check && .venv/bin/ruff format --check
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-cache
+	@$(PY) helm/describe.py --check
 	@$(PY) -m pytest -q tests/docs tests/images
 
 format: .venv/dev ## Put every file into the house style
