@@ -176,6 +176,27 @@ def test_the_sweeper_sends_again_what_the_queue_forgot(store: Store) -> None:
     assert [job_id for _, job_id, _ in store.jobs.due()] == [job.id]
 
 
+def test_only_kinds_that_miss_messages_are_sent_again(store: Store) -> None:
+    score, generate = submit(store, kind=JobKind.SCORE), submit(store)
+    store.jobs.mark_sent([entry for entry, _, _ in store.jobs.due()])
+    lost = {"unclaimed_for": EXPIRED, "silent_for": LEASE}
+    assert store.jobs.resend(**lost, kinds=[]) == []
+    assert store.jobs.resend(**lost, kinds=[JobKind.SCORE]) == [score.id]
+    assert store.jobs.resend(**lost) == [generate.id]
+
+
+def test_jobs_whose_message_was_sent_are_counted_until_somebody_claims_them(store: Store) -> None:
+    first, _ = submit(store), submit(store, kind=JobKind.SCORE)
+    assert store.jobs.sent() == {}
+    store.jobs.mark_sent([entry for entry, _, _ in store.jobs.due()])
+    submit(store)
+    assert store.jobs.sent() == {JobKind.GENERATE: 1, JobKind.SCORE: 1}
+    store.jobs.claim(first.id, "worker", LEASE)
+    assert store.jobs.sent() == {JobKind.SCORE: 1}
+    store.jobs.attempt_failed(first.id, 1, "died")
+    assert store.jobs.sent() == {JobKind.SCORE: 1}, "its message is still to be sent"
+
+
 def test_a_job_whose_workers_keep_dying_is_parked_with_its_reason(store: Store) -> None:
     job = submit(store)
     for _ in range(MAX_FAILURES):
