@@ -22,7 +22,7 @@ from hscr.store.tables import job_events, jobs, outbox
 
 MAX_FAILURES = 3
 _RESENT = 1000
-"""messages at most that one sweep takes for forgotten: a long queue is not doubled at each"""
+"""messages at most that one sweep takes for forgotten: its transaction stays short"""
 _NEW_JOB, _DUE, _TOLD = insert(jobs), insert(outbox).inline(), insert(job_events)
 _ARE_DUE = (  # building a statement takes as long as sending it
     select(outbox.c.id, outbox.c.job_id, outbox.c.kind)
